@@ -1,0 +1,88 @@
+"""Detection metrics on host arrays: voxels, lesions, scans, and the average precision of a probability.
+
+Source of the formulas: the evaluation code of Zhai 2022 (Front Cardiovasc Med 9:981901), which adds 1e-5 to numerator
+and denominator, so that sensitivity and F1 of a scan without calcium and without findings are 1.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+EPSILON = 1e-5
+
+
+class Counts(NamedTuple):
+    """True positives, false positives and false negatives: voxels, lesions or scans."""
+
+    tp: int
+    fp: int
+    fn: int
+
+
+def count_voxels(found, real):
+    """Counts over two boolean arrays of one shape."""
+    found, real = np.asarray(found, bool), np.asarray(real, bool)
+    tp = int(np.count_nonzero(found & real))
+    return Counts(tp, int(np.count_nonzero(found)) - tp, int(np.count_nonzero(real)) - tp)
+
+
+def count_lesions(found_labels, real_labels):
+    """(ours, authors') Counts over two label images: 0 outside, 1..n per lesion.
+
+    A reference lesion is found if any found voxel lies in it. False lesions are those found ones that touch no
+    reference (ours), or as many as the found ones exceed the hits (the code of Zhai 2022, which forgives a false
+    lesion for every split one).
+    """
+    found_labels, real_labels = np.asarray(found_labels), np.asarray(real_labels)
+    n_found, n_real = int(found_labels.max(initial=0)), int(real_labels.max(initial=0))
+    both = (found_labels > 0) & (real_labels > 0)
+    hits, touching = len(np.unique(real_labels[both])), len(np.unique(found_labels[both]))
+    return Counts(hits, n_found - touching, n_real - hits), Counts(hits, max(n_found - hits, 0), n_real - hits)
+
+
+def count_scans(found, real):
+    """(Counts, true negatives) over two boolean lists, one entry per scan."""
+    counts = count_voxels(found, real)
+    return counts, len(found) - sum(counts)
+
+
+def add(counts):
+    """The sum of a list of Counts."""
+    return Counts(*(sum(values) for values in zip(*counts))) if counts else Counts(0, 0, 0)
+
+
+def sensitivity(counts):
+    """TP / (TP + FN); 1 without a reference."""
+    return (counts.tp + EPSILON) / (counts.tp + counts.fn + EPSILON)
+
+
+def precision(counts):
+    """TP / (TP + FP); 1 without a finding."""
+    return (counts.tp + EPSILON) / (counts.tp + counts.fp + EPSILON)
+
+
+def f1(counts):
+    """2 TP / (2 TP + FP + FN); 1 when there is neither reference nor finding."""
+    return (2 * counts.tp + EPSILON) / (2 * counts.tp + counts.fp + counts.fn + EPSILON)
+
+
+def average_precision(score, real):
+    """Area below the precision-recall steps of `score` [n] against boolean `real` [n]; NaN without a positive.
+
+    Equal scores form one step, so the order of the voxels does not matter. Voxels without a probability carry 0.
+    """
+    score, real = np.asarray(score, np.float64).ravel(), np.asarray(real, bool).ravel()
+    if not real.any():
+        return float("nan")
+    order = np.argsort(-score, kind="stable")
+    score, hits = score[order], np.cumsum(real[order])
+    last = np.flatnonzero(np.append(score[1:] != score[:-1], True))
+    recall = hits[last] / hits[-1]
+    return float(np.sum(np.diff(recall, prepend=0.0) * hits[last] / (last + 1)))
+
+
+def mean_sd(values):
+    """(mean, sample SD) of the values that are not NaN; NaN where there are too few (none; fewer than two)."""
+    values = np.asarray([value for value in values if not np.isnan(value)], np.float64)
+    mean = float(values.mean()) if len(values) else float("nan")
+    return mean, float(values.std(ddof=1)) if len(values) > 1 else float("nan")

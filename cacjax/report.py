@@ -1,0 +1,254 @@
+"""What a user gets to see: rows and records on disk, and pictures of found calcium. Arrays: [z, y, x], LPS axes.
+
+"Oriented" means that z runs to the head, y to the back and x to the patient's left, so that a slice drawn with row 0
+on top is seen from the feet, as radiologists hold it: the patient's right is on the left of the picture. Every file
+is written aside and renamed into place.
+"""
+
+import csv
+import json
+import os
+import pathlib
+
+import numpy as np
+
+COLUMNS = ("scan", "status", "reason", "artery", "agatston", "volume_mm3", "mass_mg", "n_lesions", "category")
+COLOURS = ("#ff2d55", "#ffd60a", "#32d74b", "#0a84ff", "#bf5af2", "#ff9f0a", "#64d2ff", "#ac8e68", "#ff6961")
+ERROR_COLOURS = ("#32d74b", "#ff2d55", "#ffd60a")
+ERROR_NAMES = ("found", "false", "missed")
+# Contrast-enhanced blood is at 200 to 600 HU: in a soft-tissue window it would hide the calcium.
+WINDOWS = ((200.0, (-160.0, 440.0)), (float("inf"), (-200.0, 900.0)))
+
+
+def replace(path, write):
+    """Call `write(temporary path)`, then rename the result to `path`: a reader never sees half a file."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_csv(path, rows, columns):
+    """Write dict `rows` with the given `columns`; a value of None becomes an empty cell, a missing key too."""
+
+    def write(aside):
+        with open(aside, "w", newline="") as file:
+            table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+            table.writeheader()
+            table.writerows(rows)
+
+    replace(path, write)
+
+
+def write_json(path, record):
+    """Write `record` as indented JSON; arrays become lists, NamedTuples objects, NaN and infinity null."""
+    replace(path, lambda aside: aside.write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n"))
+
+
+def plain(value):
+    """Python numbers, strings, lists and dicts of whatever a record holds."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return str(value)
+
+
+def table(rows, columns, *, digits=2):
+    """A table for the terminal that is also Markdown. Numbers stand right with `digits` decimals, None is a dash."""
+    cells = [[_cell(row.get(name), digits) for name in columns] for row in rows]
+    widths = [max([len(name), *(len(line[k]) for line in cells)]) for k, name in enumerate(columns)]
+    right = [any(isinstance(row.get(name), int | float) for row in rows) for name in columns]
+
+    def line(values):
+        return "| " + " | ".join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right)) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right)) + "|"
+    return "\n".join([line(columns), rule, *(line(values) for values in cells)])
+
+
+def _cell(value, digits):
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return "-" if np.isnan(value) else f"{value:.{digits}f}"
+    return str(value)
+
+
+def overlay(path, hu, mask, *, spacing_mm, names, threshold_hu=130.0, heart=None, title="", columns=4):
+    """Draw the axial slices with most calcium, bare above and marked below, beside a projection from the front.
+
+    hu, mask, heart: [z, y, x], oriented. mask: 0 or an index into `names`, the class names with the background first.
+    spacing_mm: (dz, dy, dx). threshold_hu: the scan threshold; it chooses the window (soft tissue, or wide for
+    enhanced blood). heart: crops the picture to it. columns: how many slices. Writes a PNG to `path`.
+    """
+    window = _window(threshold_hu)
+    box = _field(mask, heart, hu.shape, spacing_mm)
+    picked = busiest(mask, box, columns, spacing_mm)
+    figure, axes = _canvas(2, len(picked) + 1, title)
+    for column, z in enumerate(picked):
+        view, marks = hu[z][box[1:]], mask[z][box[1:]]
+        area_mm2 = float((marks > 0).sum() * spacing_mm[1] * spacing_mm[2])
+        _draw(axes[0][column], view, spacing_mm[1:], window, f"slice {z + 1} of {len(hu)}")
+        _draw(axes[1][column], view, spacing_mm[1:], window, f"{area_mm2:.1f} mm² marked")
+        _mark(axes[1][column], marks, COLOURS)
+    view, marks = _frontal(hu, mask, heart, box)
+    for row in (0, 1):
+        _draw(axes[row][-1], view, (spacing_mm[0], spacing_mm[2]), window, "maximum, from the front")
+    _mark(axes[1][-1], marks, COLOURS)
+    found = [int(label) for label in np.unique(mask) if label]
+    _legend(figure, [(names[label], COLOURS[(label - 1) % len(COLOURS)]) for label in found])
+    _save(figure, path)
+
+
+def comparison(path, panels, *, arms, title=""):
+    """Draw one row per scan: image, reference, and what each arm found (green), made up (red) and missed (yellow).
+
+    panels: list of dicts with `name`, `hu` [y, x], `reference` [y, x] class, `found` {arm: [y, x] class},
+    `spacing_mm` (dy, dx), `threshold_hu` and `notes` {arm: text}: one axial slice each, oriented and cropped. arms:
+    the order of the columns. Writes a PNG.
+    """
+    figure, axes = _canvas(len(panels), 2 + len(arms), title)
+    for row, panel in zip(axes, panels):
+        window = _window(panel["threshold_hu"])
+        for axis in row:
+            _draw(axis, panel["hu"], panel["spacing_mm"], window, "")
+        row[0].set_title(panel["name"], fontsize=8)
+        row[1].set_title("reference", fontsize=8)
+        _mark(row[1], panel["reference"], COLOURS)
+        for axis, arm in zip(row[2:], arms):
+            note = panel["notes"].get(arm, "")
+            axis.set_title(f"{arm}\n{note}" if note else arm, fontsize=8)
+            if arm in panel["found"]:
+                _mark(axis, errors(panel["found"][arm], panel["reference"]), ERROR_COLOURS)
+    labels = sorted({int(v) for panel in panels for v in np.unique(panel["reference"]) if v})
+    arteries = [(panels[0]["names"][v], COLOURS[(v - 1) % len(COLOURS)]) for v in labels] if panels else []
+    _legend(figure, [*((f"reference {name}", colour) for name, colour in arteries), *zip(ERROR_NAMES, ERROR_COLOURS)])
+    _save(figure, path)
+
+
+def errors(found, reference):
+    """Where calcium is found and real (1), found only (2) or real only (3), whatever the artery; else 0."""
+    found, real = np.asarray(found) > 0, np.asarray(reference) > 0
+    return np.where(found & real, 1, np.where(found, 2, np.where(real, 3, 0))).astype(np.uint8)
+
+
+def busiest(mask, box, count, spacing_mm):
+    """Up to `count` slices with most marked voxels, 4 mm apart or more, from the head down; else spread over the box."""
+    area = (mask > 0).sum((1, 2))
+    picked = []
+    for z in np.argsort(-area, kind="stable"):
+        if len(picked) == count or area[z] == 0:
+            break
+        if all(abs(z - other) * spacing_mm[0] >= 4 for other in picked):
+            picked.append(int(z))
+    if picked:
+        return sorted(picked, reverse=True)
+    start, stop = box[0].start, box[0].stop
+    return [int(z) for z in np.linspace(stop - 1, start, count + 2).round()[1:-1]]
+
+
+def _window(threshold_hu):
+    return next(window for limit, window in WINDOWS if threshold_hu <= limit)
+
+
+def _field(mask, heart, shape, spacing_mm, margin_mm=12.0, least_mm=90.0):
+    """Slices around the heart, or else around the marks, or else everything; at least `least_mm` wide in the plane."""
+    inside = np.asarray(mask) > 0 if heart is None else (np.asarray(heart) > 0) | (np.asarray(mask) > 0)
+    if not inside.any():
+        return tuple(slice(0, n) for n in shape)
+    box = []
+    for axis, step in enumerate(spacing_mm):
+        hit = np.flatnonzero(inside.any(tuple(a for a in range(3) if a != axis)))
+        middle, half = (hit[0] + hit[-1]) / 2, (hit[-1] - hit[0] + 1) / 2 + margin_mm / step
+        half = max(half, least_mm / 2 / step)
+        box.append(slice(max(0, int(middle - half)), min(shape[axis], int(middle + half) + 1)))
+    return tuple(box)
+
+
+def _frontal(hu, mask, heart, box):
+    """Maximum along y, head on top; only heart and marks count, so that ribs and spine do not cover them."""
+    view, marks = np.asarray(hu[box], np.float32), np.asarray(mask[box])
+    if heart is not None:
+        view = np.where((np.asarray(heart[box]) > 0) | (marks > 0), view, -1000.0)
+    return view.max(1)[::-1], marks.max(1)[::-1]
+
+
+def _canvas(rows, columns, title):
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.1 * columns, 3.3 * rows + 0.6), dpi=110, facecolor="black", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title or " ", color="white", fontsize=10)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _draw(axis, image, spacing_mm, window, title):
+    """A grey image [rows, columns] in true proportions, with side marks and a bar of 20 mm. spacing_mm: (row, column)."""
+    height, width = image.shape
+    axis.imshow(
+        image,
+        cmap="gray",
+        vmin=window[0],
+        vmax=window[1],
+        interpolation="nearest",
+        aspect=spacing_mm[0] / spacing_mm[1],
+    )
+    axis.set_title(title, color="white", fontsize=8)
+    axis.title.set_color("white")
+    axis.axis("off")
+    for text, x, side in (("R", 0.02, "left"), ("L", 0.98, "right")):
+        axis.text(x, 0.97, text, color="white", fontsize=8, va="top", ha=side, transform=axis.transAxes)
+    bar = 20 / spacing_mm[1]
+    axis.plot([0.05 * width, 0.05 * width + bar], [0.95 * height] * 2, color="white", lw=2)
+    axis.text(0.05 * width, 0.93 * height, "20 mm", color="white", fontsize=6, va="bottom")
+
+
+def _mark(axis, marks, colours):
+    """Outline the marked pixels along their edges and tint them, so that the calcium below stays visible."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgb
+
+    tint = np.zeros((*marks.shape, 4))
+    for label in np.unique(marks[marks > 0]):
+        colour = colours[(int(label) - 1) % len(colours)]
+        tint[marks == label] = (*to_rgb(colour), 0.3)
+        axis.add_collection(LineCollection(_edges(marks == label), colors=colour, linewidths=1.0))
+    axis.imshow(tint, interpolation="nearest", aspect=axis.get_aspect())
+
+
+def _edges(inside):
+    """Line segments [(x0, y0), (x1, y1)] along the pixel borders of a boolean [rows, columns] image."""
+    padded = np.pad(inside, 1)
+    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    flat = [((x - 0.5, y - 0.5), (x + 0.5, y - 0.5)) for y, x in zip(rows, columns)]
+    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+    return flat + [((x - 0.5, y - 0.5), (x - 0.5, y + 0.5)) for y, x in zip(rows, columns)]
+
+
+def _legend(figure, entries):
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=name) for name, colour in entries] or [
+        Patch(color="black", label="no calcium found")
+    ]
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False, labelcolor="white"
+    )
+
+
+def _save(figure, path):
+    replace(path, lambda aside: figure.savefig(aside, format="png", facecolor="black"))

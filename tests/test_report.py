@@ -1,0 +1,123 @@
+"""Files are whole or absent, tables read well, and pictures show what they should."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from cacjax import manifest, report
+from cacjax.report import ERROR_COLOURS
+
+
+def disc(shape, centre, radius, spacing_mm):
+    """A ball of `radius` mm as a boolean [z, y, x]."""
+    grid = np.meshgrid(*[np.arange(n) * s for n, s in zip(shape, spacing_mm)], indexing="ij")
+    return sum((g - c * s) ** 2 for g, c, s in zip(grid, centre, spacing_mm)) <= radius**2
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "out" / "a.json"
+    report.write_json(path, {"n": 1})
+    with pytest.raises(ZeroDivisionError):
+        report.replace(path, lambda aside: (aside.write_text("half"), 1 / 0))
+    assert json.loads(path.read_text()) == {"n": 1}
+    assert [p.name for p in path.parent.iterdir()] == ["a.json"]
+
+
+def test_json_takes_arrays_and_never_writes_nan(tmp_path):
+    report.write_json(
+        tmp_path / "a.json", {"a": np.arange(2), "b": np.float32(0.5), "c": math.nan, "d": (np.int64(3), None)}
+    )
+    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [0, 1], "b": 0.5, "c": None, "d": [3, None]}
+
+
+def test_table_aligns_numbers_and_names():
+    text = report.table(
+        [{"artery": "LAD", "agatston": 12.345}, {"artery": "CAC", "agatston": None}], ("artery", "agatston")
+    )
+    assert text.splitlines() == [
+        "| artery | agatston |",
+        "|--------|---------:|",
+        "| LAD    |    12.35 |",
+        "| CAC    |        - |",
+    ]
+
+
+def test_busiest_slices_are_apart_and_fall():
+    mask = np.zeros((12, 4, 4), np.uint8)
+    mask[5, :2], mask[6, :1], mask[9, 0, 0] = 1, 1, 1
+    box = (slice(0, 12),) * 3
+    assert report.busiest(mask, box, 3, (1.5, 1, 1)) == [9, 5]
+    assert report.busiest(mask, box, 1, (1.5, 1, 1)) == [5]
+    assert len(report.busiest(np.zeros_like(mask), box, 3, (1.5, 1, 1))) == 3
+
+
+def test_errors_by_hand():
+    assert report.errors([0, 1, 2, 0], [0, 3, 0, 1]).tolist() == [0, 1, 2, 3]
+
+
+def test_overlay_shows_each_artery_in_its_colour(tmp_path):
+    """Both arteries' colours are in the picture; that of an empty mask has none."""
+    from matplotlib.image import imread
+
+    spacing = (1.5, 0.7, 0.7)
+    heart = disc((40, 96, 96), (20, 48, 48), 26, spacing)
+    hu = np.where(heart, 400, -80).astype(np.float32)
+    mask = np.zeros(hu.shape, np.uint8)
+    mask[disc(hu.shape, (25, 40, 60), 3, spacing)], mask[disc(hu.shape, (15, 60, 30), 3, spacing)] = 1, 3
+    hu[mask > 0] = 900
+    names = ("background", "LAD", "LCX", "RCA")
+    report.overlay(
+        tmp_path / "a.png", hu, mask, spacing_mm=spacing, names=names, threshold_hu=450.0, heart=heart, title="a"
+    )
+    report.overlay(tmp_path / "b.png", hu, mask * 0, spacing_mm=spacing, names=names)
+    marked, bare = (imread(tmp_path / name)[..., :3] for name in ("a.png", "b.png"))
+    assert count(marked, "#ff2d55") > 50 and count(marked, "#32d74b") > 50 and count(marked, "#ffd60a") == 0
+    assert count(bare, "#ff2d55") == 0
+
+
+def test_comparison_colours_errors(tmp_path):
+    from matplotlib.image import imread
+
+    reference, found = np.zeros((60, 60), np.uint8), np.zeros((60, 60), np.uint8)
+    reference[10:14, 10:14], found[10:14, 10:12], found[40:44, 40:44] = 1, 1, 2
+    panel = {
+        "name": "s",
+        "hu": np.zeros((60, 60)),
+        "reference": reference,
+        "found": {"before": found * 0, "after": found},
+    }
+    panel |= {
+        "spacing_mm": (0.7, 0.7),
+        "threshold_hu": 130.0,
+        "notes": {"after": "F1 0.33"},
+        "names": ("background", "LAD"),
+    }
+    report.comparison(tmp_path / "c.png", [panel], arms=("before", "after"))
+    picture = imread(tmp_path / "c.png")[..., :3]
+    assert all(count(picture, colour) > 20 for colour in ERROR_COLOURS)
+
+
+def count(picture, colour):
+    """Pixels of a [h, w, 3] picture in 0..1 that are close to `colour`."""
+    target = [int(colour[k : k + 2], 16) / 255 for k in (1, 3, 5)]
+    return int((np.abs(picture - target).max(-1) < 0.02).sum())
+
+
+def test_manifest_names_and_errors(tmp_path):
+    assert manifest.names(["a/p.nii.gz", "b/p.nii.gz", "q.nii", "r.v2.nii.gz"]) == ["a_p", "b_p", "q", "r.v2"]
+    assert manifest.unique(["a", "a", "a-2"]) == ["a", "a-3", "a-2"]
+    path = tmp_path / "manifest.csv"
+    path.write_text("scan,mask,heart,threshold_hu,note\np.nii.gz,,h.nii.gz,210.5,kept\n")
+    (row,) = manifest.read(tmp_path)
+    assert (row.name, row.scan, row.mask, row.heart) == ("p", tmp_path / "p.nii.gz", None, tmp_path / "h.nii.gz")
+    assert (row.threshold_hu, row.aorta_hu, row.cells["note"]) == (210.5, None, "kept")
+    path.write_text("scan,threshold_hu\np.nii.gz,high\n")
+    with pytest.raises(
+        manifest.ManifestError, match=r"manifest.csv, line 2: expected a number of HU in threshold_hu, got 'high'"
+    ):
+        manifest.read(path)
+    path.write_text("image\np.nii.gz\n")
+    with pytest.raises(manifest.ManifestError, match="expected a column named scan, got image"):
+        manifest.read(path)
