@@ -1,0 +1,1 @@
+"""Systems, one per file; each has `make(config) -> Task`."""

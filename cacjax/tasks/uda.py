@@ -1,0 +1,133 @@
+"""Unsupervised domain adaptation (Zhai 2022): a Wasserstein critic draws contrast-enhanced features onto non-contrast ones.
+
+One train step is one block: all critic updates in one compiled scan over features computed once (the generator rests meanwhile),
+then one generator update. During the first `pretrain_blocks` the generator stays as it is.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from cacjax import losses
+from cacjax.models.critic import Critic
+from cacjax.planes import normalise, predict
+from cacjax.task import Net, State, Task, clip, rmsprop, start, update
+from cacjax.tasks.lessmann import classification, network
+
+
+def make(config) -> Task:
+    """Build the task; every key that it reads is in configs/uda.py."""
+    model = network(config)
+    critic = Critic(tuple(config.critic.channels))
+    joint = config.critic.statistics == "joint"
+    critic_optimiser = rmsprop(config.critic.rate, weight_decay=config.weight_decay)
+    generator_optimiser = rmsprop(config.generator.rate, weight_decay=config.weight_decay)
+
+    def init(key, batch, source):
+        generator, heads = split(source.nets["detector"].params)
+        window = config.critic.window
+        channels = config.model.planes * config.model.width
+        params = jax.jit(critic.init)(key, jnp.zeros((2, window, window, channels)))
+        nets = {"generator": start(generator, generator_optimiser), "critic": start(params, critic_optimiser)}
+        return State(jnp.zeros((), jnp.int32), nets | {"heads": Net(heads, {}, ())})
+
+    def features(generator, heads, hu):
+        return model.apply(join(generator, heads), normalise(hu), method="features")
+
+    def pool_of(generator, heads, crops):
+        """Features [chunks * b, n, n, c] of crops [chunks, b, ...], a chunk at a time to bound memory."""
+        maps = lax.map(lambda hu: features(generator, heads, hu), crops["hu"])
+        return maps.reshape(-1, *maps.shape[2:])
+
+    def values(params, source, target):
+        """Critic values of both domains, normalised apart or together."""
+        both = critic.apply(params, jnp.concatenate([source, target]), 1 if joint else 2)
+        return both[: len(source)], both[len(source) :]
+
+    def critic_updates(net, source, target, key):
+        picks = [draw(jax.random.fold_in(key, i), len(w), config) for i, w in enumerate((source, target))]
+
+        def one(net, pick):
+            def objective(params):
+                s, t = values(params, source[pick[0]], target[pick[1]])
+                return losses.critic_loss(s, t), s.mean() - t.mean()
+
+            grads, gap = jax.grad(objective, has_aux=True)(net.params)
+            net = update(net, grads, critic_optimiser)
+            return net._replace(params=clip(net.params, config.critic.clip)), gap
+
+        return lax.scan(one, net, tuple(picks))
+
+    def generator_update(net, critic_params, heads, batch, source_windows):
+        def objective(generator):
+            target = features(generator, heads, batch["target"]["hu"])
+            labelled = features(generator, heads, batch["source"]["hu"])
+            adversarial = -adversarial_value(critic_params, source_windows, cut_windows(target, config))
+            classes = classification(model, join(generator, heads), labelled, batch["source"], config.supervision)
+            total = config.adversarial_weight * adversarial + config.classification_weight * classes
+            if config.mmd_weight:
+                total += config.mmd_weight * discrepancy(join(generator, heads), labelled, target)
+            return total, {"loss_generator": total, "loss_classification": classes}
+
+        grads, metrics = jax.grad(objective, has_aux=True)(net.params)
+        return update(net, grads, generator_optimiser), metrics
+
+    def adversarial_value(params, source, target):
+        if not joint:
+            return critic.apply(params, target, 1).mean()
+        return values(params, source[: len(target)], target)[1].mean()
+
+    def discrepancy(params, source, target):
+        """MMD between the class probabilities of the centre voxels of both domains."""
+        rows = [jax.nn.softmax(model.apply(params, f, method="classify")) for f in (source, target)]
+        middle = [r[:, r.shape[1] // 2, r.shape[2] // 2] for r in rows]
+        return losses.maximum_mean_discrepancy(*middle)
+
+    def train_step(state, batch, key):
+        generator, heads, net = (state.nets[name] for name in ("generator", "heads", "critic"))
+        pools = [pool_of(generator.params, heads.params, batch[f"pool_{domain}"]) for domain in ("source", "target")]
+        source, target = (cut_windows(pool, config) for pool in pools)
+        net, gaps = critic_updates(net, source, target, key)
+        generator, metrics = lax.cond(
+            state.step >= config.pretrain_blocks,
+            lambda: generator_update(generator, net.params, heads.params, batch, source),
+            lambda: (generator, {name: jnp.zeros(()) for name in ("loss_generator", "loss_classification")}),
+        )
+        nets = {"generator": generator, "heads": heads, "critic": net}
+        return State(state.step + 1, nets), metrics | {"gap_fresh": gaps[0], "gap": gaps[-1]}
+
+    def predict_scan(state, hu, box=None):
+        params = join(state.nets["generator"].params, state.nets["heads"].params)
+        return predict(model, params, hu, box, slab=config.model.slab)
+
+    return Task(init, train_step, predict_scan)
+
+
+def cut_windows(maps, config):
+    """Cut feature maps [b, n, n, c] into the critic's windows [b * k * k, window, window, c], k = n // window."""
+    window = config.critic.window
+    b, n, _, c = maps.shape
+    k = n // window
+    maps = maps[:, : k * window, : k * window].reshape(b, k, window, k, window, c)
+    return maps.transpose(0, 1, 3, 2, 4, 5).reshape(-1, window, window, c)
+
+
+def draw(key, available: int, config):
+    """Which windows each critic update sees, [updates, batch]: each once where the pool suffices, else drawn anew per update."""
+    updates, batch = config.critic.updates, config.critic.batch
+    if available >= updates * batch:
+        return jnp.arange(updates * batch).reshape(updates, batch)
+    keys = jax.random.split(key, updates)
+    return jax.vmap(lambda k: jax.random.permutation(k, available)[:batch])(keys)
+
+
+def split(params):
+    """Part a detector's parameters into the generator (subnets) and the frozen heads."""
+    inner = params["params"]
+    generator = {name: value for name, value in inner.items() if name.startswith("subnets")}
+    return generator, {name: value for name, value in inner.items() if name not in generator}
+
+
+def join(generator, heads):
+    """Put a detector's parameters together again."""
+    return {"params": generator | heads}

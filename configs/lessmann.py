@@ -1,0 +1,85 @@
+"""Source network: dilated CNN with deep supervision, trained on labelled non-contrast CT.
+
+Paper:     Lessmann et al. 2018 (first stage), as retrained by Zhai et al. 2022, section 2.2
+Command:   python -m cacjax.train --config lessmann.py --workdir runs/lessmann
+Expected:  on non-contrast CT sensitivity .89, F1 .66 (Zhai 2022, Table 2, first column; their data are not public)
+Variants:  lessmann.py:tiny        one orientation, 16 channels, trained on whole maps: minutes on a laptop
+           lessmann.py:tiny,tone   the same with random tone curves as augmentation, which alone carries over to contrast-enhanced CT
+           lessmann.py:tone        published size with tone curves
+"""
+
+from ml_collections import ConfigDict
+
+from configs import phantom_data
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the published settings; `variant` is "", "tiny", "tone" or "tiny,tone"."""
+    words = set(filter(None, variant.split(",")))
+    if words - {"tiny", "tone"}:
+        raise ValueError(f"unknown variant {variant!r}: expected tiny, tone, or both with a comma between")
+    config = ConfigDict({"task": "lessmann", "seed": 0})
+    config.spacing_mm = (1.5, 0.66, 0.66)
+    config.steps = 35_000  # 700 epochs x 5 x 10 minibatches
+    config.log_every = 50
+    config.checkpoint_every = 500
+
+    config.model = ConfigDict()
+    config.model.width = 32
+    config.model.dilations = (1, 1, 2, 4, 8, 16, 32, 1)
+    config.model.hidden = 128
+    config.model.classes = 7
+    config.model.planes = 3
+    config.model.slab = 1  # slices seen by a plane, as channels
+    config.model.dropout = 0.35
+    config.model.main_dropout = 0.0  # the ancestor evaluates the main head without dropout in training too
+
+    config.supervision = ConfigDict()
+    config.supervision.where = "centre"  # or "map": every voxel of the axial map (one orientation)
+    config.supervision.weights = ConfigDict({"calcium": 4.0, "bright": 1.0, "rest": 0.1})  # of "map"
+    config.supervision.auxiliary_weight = 0.05
+    config.supervision.double_softmax_main = False
+    config.supervision.double_softmax_auxiliary = False  # True: Zhai's code
+
+    config.optimiser = ConfigDict()
+    config.optimiser.rate = ConfigDict({"peak": 5e-4, "warmup": 0, "drop_at": 1.0, "drop": 1.0})
+    config.optimiser.weight_decay = 5e-5
+
+    config.data = phantom_data.get_config("tiny" if "tiny" in words else "")
+    config.streams = ConfigDict()
+    config.streams.source = ConfigDict()
+    config.streams.source.split = "source_train"
+    config.streams.source.count = (64,)
+    config.streams.source.patch = 25
+    config.streams.source.strata = (("bright_in_slice", 0.125), ("anywhere_in_slice", 0.375), ("calcium_in_slice", 0.5))
+    config.streams.source.jitter_px = 0
+    config.streams.source.labelled = True
+    config.streams.source.tone = 1.0 if "tone" in words else 0.0  # chance that a patch is augmented with a tone curve
+    config.streams.source.tone_lift = True  # curves may lift soft tissue as contrast medium does
+    config.streams.source.scans_in_memory = 60
+    config.streams.source.swap_every = 300  # steps; the ancestor swaps 10 of 60 every 50
+
+    if "tiny" in words:
+        make_tiny(config)
+    return config.lock()
+
+
+def make_tiny(config: ConfigDict) -> None:
+    """The laptop path: what of the method works in minutes on two CPU cores."""
+    config.steps = 1200
+    config.log_every = 25
+    config.checkpoint_every = 300
+    config.model.width = 16
+    config.model.dilations = (1, 1, 2, 4, 8, 16)
+    config.model.hidden = 32
+    config.model.planes = 1
+    config.model.slab = 3
+    config.supervision.where = "map"
+    config.supervision.auxiliary_weight = 0.0
+    config.optimiser.rate = ConfigDict({"peak": 2e-3, "warmup": 50, "drop_at": 0.75, "drop": 0.1})
+    config.optimiser.weight_decay = 0.0
+    stream = config.streams.source
+    stream.count = (4,)
+    stream.patch = 64
+    stream.strata = (("coronary", 0.4), ("calcium", 0.1), ("bright_in_heart", 0.2), ("bright", 0.2), ("anywhere", 0.1))
+    stream.jitter_px = 16

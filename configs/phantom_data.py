@@ -1,0 +1,27 @@
+"""The embedded default data: phantom scans, non-contrast CT as source and coronary CT angiography as target.
+
+Shared by the configs; `kind = "folder"` with `manifest = "/path/manifest.csv"` trains on your own scans instead.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the data settings; "tiny" is a heart-centred cohort of 40 small scans."""
+    data = ConfigDict()
+    data.kind = "phantom"  # or "folder"
+    data.manifest = ""  # of "folder"
+    data.directory = ""  # where prepared data lie; empty: CACJAX_DATA_DIR, else ~/.cache/cacjax/datasets
+    data.workers = 2  # processes that make or read scans at preparation
+    data.seed = 1000
+    data.shape = (96, 256, 256)
+    data.spacing_mm = (1.5, 0.66, 0.66)
+    data.splits = ConfigDict()
+    data.splits.source_train = ConfigDict({"protocol": "cardiac", "count": 60})
+    data.splits.target_train = ConfigDict({"protocol": "ccta", "count": 60})
+    if variant == "tiny":
+        data.shape = (80, 208, 208)
+        data.splits.source_train.count = 24
+        data.splits.target_train.count = 16
+    data.loader = ConfigDict({"threads": 2, "workers": 0})
+    return data

@@ -1,0 +1,84 @@
+"""Unsupervised adaptation of a calcium detector from non-contrast CT to coronary CT angiography.
+
+Paper:     Zhai et al. 2022, Front. Cardiovasc. Med. 9:981901
+Command:   python -m cacjax.train --config uda.py --workdir runs/uda
+Expected:  on CCTA sensitivity .80, false positives 19.8 mm3 per scan, F1 .66 after false-positive reduction (Table 2, full method;
+           their data are not public)
+Variants:  uda.py:tiny        joint batch statistics in the critic, one orientation: minutes on a laptop
+           uda.py:tiny,tone   the same, from a source network trained with random tone curves
+           uda.py:tone        published size, source network with tone curves
+Source:    config.source_workdir names the run of a trained source network; empty trains one first, in WORKDIR/source.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import lessmann
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the published settings; `variant` as for lessmann.py."""
+    source = lessmann.get_config(variant)
+    config = ConfigDict({"task": "uda", "seed": 0})
+    config.spacing_mm = source.spacing_mm
+    config.source_workdir = ""
+    config.source = source.copy_and_resolve_references()
+    config.pretrain_blocks = 1000  # 20,000 critic updates before the generator moves
+    config.steps = 11_000  # blocks of 20 critic updates and 1 generator update: 10,000 generator updates
+    config.log_every = 10
+    config.checkpoint_every = 250
+
+    config.model = source.model.copy_and_resolve_references()
+    config.supervision = source.supervision.copy_and_resolve_references()
+    config.classification_weight = 2.0  # alpha
+    config.adversarial_weight = 1.0
+    config.mmd_weight = 0.0
+    config.weight_decay = 5e-4
+
+    config.critic = ConfigDict()
+    config.critic.channels = (128, 128, 256, 128, 64, 32, 1)
+    config.critic.statistics = "domain"  # or "joint": batch normalisation over both domains together
+    config.critic.rate = 5e-4
+    config.critic.clip = 0.1
+    config.critic.updates = 20
+    config.critic.batch = 16
+    config.critic.window = 25
+    config.generator = ConfigDict({"rate": 5e-5})
+
+    config.data = source.data.copy_and_resolve_references()
+    config.streams = ConfigDict()
+    half_bright = (("bright_in_slice", 0.5), ("anywhere_in_slice", 0.5))
+    balanced = (("bright_in_slice", 0.125), ("anywhere_in_slice", 0.375), ("calcium_in_slice", 0.5))
+    config.streams.pool_source = stream("source_train", count=(20, 16), strata=half_bright)
+    config.streams.pool_target = stream("target_train", count=(20, 16), strata=half_bright)
+    config.streams.source = stream("source_train", count=(16,), strata=balanced, labelled=True)
+    config.streams.target = stream("target_train", count=(16,), strata=half_bright)
+    if "tiny" in variant.split(","):
+        make_tiny(config)
+    return config.lock()
+
+
+def stream(split: str, *, count: tuple, strata: tuple, labelled: bool = False) -> ConfigDict:
+    """One named sequence of patches (see cacjax.data); scans are swapped five at a time, as published."""
+    options = {"split": split, "count": count, "patch": 25, "strata": strata, "jitter_px": 0, "labelled": labelled}
+    options |= {"tone": 0.0, "tone_lift": True}
+    # five scans in memory, replaced after every epoch of 1,000 critic updates
+    return ConfigDict(options | {"scans_in_memory": 5, "swap_every": 50})
+
+
+def make_tiny(config: ConfigDict) -> None:
+    """The laptop path. Joint statistics and a faster generator: by domain the critic cannot see the shift ."""
+    config.pretrain_blocks = 40
+    config.steps = 440
+    config.checkpoint_every = 100
+    config.critic.channels = (8, 8, 8, 8, 1)
+    config.critic.statistics = "joint"
+    config.critic.window = 17
+    config.generator.rate = 2e-4
+    inside = (("bright_in_heart", 0.5), ("heart_box", 0.5))
+    labelled = (("coronary", 0.4), ("calcium", 0.1), ("bright_in_heart", 0.3), ("heart_box", 0.2))
+    for name, part in config.streams.items():
+        part.patch = 51
+        part.scans_in_memory = 0  # all of them
+        part.strata = labelled if name == "source" else inside
+        part.count = (2, 4) if name.startswith("pool") else (4,)
+    config.streams.source.jitter_px = 16
