@@ -1,8 +1,57 @@
-"""What all tests share: the CPU and the compiler options."""
+"""What all tests share: the CPU and the compiler options; small configs and records for tests of training."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-
 import cacjax  # noqa: E402, F401  (sets the compiler options before JAX starts)
+
+import sys  # noqa: E402, I001
+from pathlib import Path  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+def small_record(seed: int, *, shape=(6, 20, 24)) -> dict:
+    """A training record with a bright block of calcium in a grey heart."""
+    rng = np.random.default_rng(seed)
+    hu = rng.normal(40, 20, shape).astype(np.int16)
+    label, heart = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
+    z, y, x = (int(rng.integers(1, side - 3)) for side in shape)
+    label[z : z + 2, y : y + 2, x : x + 3] = 1 + seed % 3
+    hu[label > 0] = 400
+    heart[1:-1, 3:-3, 3:-3] = 1
+    identity = {"id": f"scan{seed}", "domain": "source", "protocol": "cardiac", "spacing_mm": np.array([1.5, 0.66, 0.66])}
+    return identity | {"hu": hu, "label": label, "heart": heart, "affine": np.eye(4), "threshold_hu": 130.0, "aorta_hu": 45.0}
+
+
+@pytest.fixture
+def records(monkeypatch):
+    """Replace the datasets of every config by a few small records; returns them by split."""
+    from cacjax import datasets
+
+    splits = {"source_train": [small_record(i) for i in range(3)], "target_train": [small_record(9 + i) for i in range(2)]}
+    monkeypatch.setattr(datasets, "open", lambda config: splits)
+    return splits
+
+
+def shrink(config, *, steps: int = 4, batch: int = 2):
+    """The real config of a system with widths, patches and batches that compile and run in seconds."""
+    with config.unlocked():
+        config.steps, config.log_every, config.checkpoint_every = steps, 1, 2
+        config.model.update({"width": 2, "dilations": (1, 2), "hidden": 4})
+        for stream in config.streams.values():
+            stream.patch = 9
+            stream.jitter_px = min(stream.jitter_px, 1)
+            stream.count = (*stream.count[:-1][:0], 2, batch) if len(stream.count) == 2 else (batch,)
+            stream.scans_in_memory = min(stream.scans_in_memory, 2)
+        config.data.loader.threads = 1
+        if "critic" in config:
+            config.critic.update({"channels": (2, 1), "window": 9, "updates": 2, "batch": batch})
+            config.pretrain_blocks = 1
+        if "source" in config:
+            shrink(config.source, steps=2, batch=batch)
+    return config

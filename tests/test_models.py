@@ -1,0 +1,81 @@
+"""Networks: published parameter counts, receptive field, batch statistics by domain."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cacjax.models.critic import Critic
+from cacjax.models.dilated import PUBLISHED_DILATIONS, Dilated, centre, margin
+
+
+def count(tree):
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def test_published_parameter_counts():
+    shapes = jax.eval_shape(Dilated().init, jax.random.key(0), jnp.zeros((1, 3, 155, 155, 1)))["params"]
+    assert count(shapes) == 212_348
+    assert count({k: v for k, v in shapes.items() if k.startswith("subnets")}) == 198_336
+    assert count(shapes["classifier"]) == 13_319
+    critic = jax.eval_shape(Critic().init, jax.random.key(0), jnp.zeros((2, 25, 25, 96)))
+    assert count(critic) == 942_653
+
+
+def test_published_shapes():
+    model = Dilated()
+    x = jnp.zeros((2, 3, 155, 155, 1))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    main, auxiliary = jax.eval_shape(model.apply, variables, x)
+    assert main.shape == (2, 1, 1, 7) and auxiliary.shape == (2, 3, 25, 25, 7)
+    assert 2 * margin(PUBLISHED_DILATIONS) + 1 == 131
+
+
+@pytest.fixture(scope="module")
+def small():
+    model = Dilated(width=2, dilations=(1, 2), hidden=4, planes=3)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 11, 11, 1)), jnp.float32)
+    return model, x, jax.jit(model.init)(jax.random.key(1), x)
+
+
+def test_centre_sees_its_receptive_field_and_nothing_else(small):
+    model, x, variables = small
+    gradient = jax.grad(lambda x: model.apply(variables, x)[0].sum())(x)
+    seen = np.abs(np.asarray(gradient)).max((0, 1, 4)) > 0
+    expected = np.zeros((11, 11), bool)
+    expected[2:9, 2:9] = True
+    np.testing.assert_array_equal(seen, expected)
+
+
+def test_head_on_the_map_equals_head_at_the_centre(small):
+    model, x, variables = small
+    features = model.apply(variables, x, method="features")
+    whole = model.apply(variables, features, method="classify")
+    np.testing.assert_allclose(centre(whole), model.apply(variables, x)[0], rtol=1e-5, atol=1e-6)
+
+
+def test_planes_have_their_own_weights(small):
+    model, x, variables = small
+    same = jnp.repeat(x[:, :1], 3, axis=1)
+    features = model.apply(variables, same, method="features")
+    assert features.shape == (2, 5, 5, 6)
+    assert not np.allclose(features[..., :2], features[..., 2:4])
+
+
+def test_initial_weights_stay_in_torch_bounds(small):
+    _, _, variables = small
+    conv = variables["params"]["subnets_0"]["Conv_1"]["conv"]
+    bound = 1 / np.sqrt(9 * 2)
+    assert np.abs(conv["kernel"]).max() <= bound and np.abs(conv["bias"]).max() <= bound
+    assert np.abs(conv["kernel"]).max() > bound / 2
+    assert not np.any(variables["params"]["classifier"]["Conv_0"]["conv"]["bias"])
+
+
+def test_critic_by_domain_equals_two_calls_and_jointly_does_not():
+    critic = Critic((3, 2, 1))
+    source, target = np.random.default_rng(0).normal(size=(2, 4, 9, 9, 5)).astype(np.float32)
+    both = jnp.concatenate([source, target + 1])
+    variables = jax.jit(critic.init)(jax.random.key(0), both)
+    apart = [critic.apply(variables, part) for part in (source, target + 1)]
+    np.testing.assert_allclose(critic.apply(variables, both, 2), jnp.concatenate(apart), rtol=1e-4, atol=1e-5)
+    assert np.abs(critic.apply(variables, both, 1) - jnp.concatenate(apart)).max() > 1e-2

@@ -1,0 +1,40 @@
+"""Optimisers against the formulas that PyTorch documents."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from cacjax import task
+
+
+def test_rmsprop_has_torch_semantics():
+    rng = np.random.default_rng(0)
+    p, v = np.array([0.5, -0.2, 0.0]), np.zeros(3)
+    optimiser = task.rmsprop(5e-3, weight_decay=5e-4)
+    net = task.start({"w": jnp.asarray(p, jnp.float32)}, optimiser)
+    for _ in range(20):
+        g = rng.normal(size=3) * 1e-4
+        net = task.update(net, {"w": jnp.asarray(g, jnp.float32)}, optimiser)
+        g = g + 5e-4 * p
+        v = 0.99 * v + 0.01 * g * g
+        p = p - 5e-3 * g / (np.sqrt(v) + 1e-8)
+    np.testing.assert_allclose(net.params["w"], p, rtol=1e-5)
+
+
+def test_adam_decays_kernels_and_not_biases():
+    optimiser = task.adam(1e-3, weight_decay=0.1)
+    net = task.start({"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}, optimiser)
+    net = task.update(net, jax.tree.map(jnp.zeros_like, net.params), optimiser)
+    assert np.all(net.params["kernel"] < 1) and np.all(net.params["bias"] == 1)
+
+
+def test_clip_bounds_every_leaf():
+    clipped = task.clip({"a": jnp.array([-3.0, 0.05]), "b": jnp.array(0.2)}, 0.1)
+    np.testing.assert_allclose(clipped["a"], [-0.1, 0.05])
+    assert clipped["b"] == pytest.approx(0.1)
+
+
+def test_learning_rate_schedule():
+    rate = task.learning_rate(peak=1.0, steps=100, warmup=4, drop_at=0.75, drop=0.1)
+    assert [float(rate(s)) for s in (0, 3, 50, 74, 75, 99)] == pytest.approx([0.25, 1, 1, 1, 0.1, 0.1])

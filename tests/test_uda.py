@@ -1,0 +1,97 @@
+"""One block of adaptation at toy widths: who moves, who rests, and what the critic sees."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import shrink
+
+from cacjax import train
+from cacjax.tasks import uda
+from configs import uda as uda_config
+
+
+def small(variant="", **critic):
+    config = shrink(uda_config.get_config(variant))
+    with config.unlocked():
+        config.critic.update(critic)
+    return config
+
+
+@pytest.fixture(scope="module")
+def block():
+    """A published-form block: its config, task, state at the start, batch, and jitted step."""
+    config = small()
+    task = train.build(config)
+    source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
+    state = task.init(jax.random.key(1), train.example_batch(config), source)
+    return config, state, random_batch(config), jax.jit(task.train_step)
+
+
+def random_batch(config):
+    rng = np.random.default_rng(0)
+    draw = lambda s: rng.integers(0, 4 if s.dtype == np.uint8 else 400, s.shape).astype(s.dtype)  # noqa: E731
+    return jax.tree.map(draw, train.example_batch(config))
+
+
+def moved(before, after):
+    return any(np.any(a != b) for a, b in zip(jax.tree.leaves(before.params), jax.tree.leaves(after.params)))
+
+
+def test_generator_rests_in_pretraining_and_moves_after(block):
+    config, state, batch, step = block
+    first, metrics = step(state, batch, jax.random.key(2))
+    assert not moved(state.nets["generator"], first.nets["generator"]) and metrics["loss_generator"] == 0
+    assert moved(state.nets["critic"], first.nets["critic"])
+    second, metrics = step(first, batch, jax.random.key(3))
+    assert moved(first.nets["generator"], second.nets["generator"]) and metrics["loss_classification"] > 0
+    assert not moved(state.nets["heads"], second.nets["heads"])
+    assert second.step == 2 and config.pretrain_blocks == 1
+
+
+def test_critic_is_clipped_and_its_gap_is_reported(block):
+    config, state, batch, step = block
+    after, metrics = step(state, batch, jax.random.key(2))
+    largest = max(float(np.abs(p).max()) for p in jax.tree.leaves(after.nets["critic"].params))
+    assert largest <= config.critic.clip + 1e-7
+    assert {"gap", "gap_fresh"} <= metrics.keys()
+
+
+@pytest.mark.parametrize("statistics, sees_shift", [("domain", False), ("joint", True)])
+def test_statistics_by_domain_hide_a_shift_that_joint_ones_show(statistics, sees_shift):
+    """A target whose features are the source's plus a constant: the same to a critic that normalises each domain apart."""
+    config = small(statistics=statistics, updates=30, rate=5e-3)
+    with config.unlocked():
+        config.streams.pool_source.count = config.streams.pool_target.count = (1, 8)
+    task = train.build(config)
+    source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
+    state = task.init(jax.random.key(1), train.example_batch(config), source)
+    batch = random_batch(config)
+    constant = jnp.full_like(batch["pool_source"]["hu"], -300.0)
+    noise = batch["pool_source"]["hu"] * 0.05
+    batch["pool_source"]["hu"], batch["pool_target"]["hu"] = constant + noise, constant + noise + 600.0
+    _, metrics = jax.jit(task.train_step)(state, batch, jax.random.key(2))
+    assert (metrics["gap"] > 0.02) == sees_shift, metrics
+
+
+def test_windows_are_cut_in_order():
+    maps = jnp.arange(2 * 7 * 7).reshape(2, 7, 7, 1)
+    windows = uda.cut_windows(maps, uda_config.ConfigDict({"critic": {"window": 3}}))
+    assert windows.shape == (8, 3, 3, 1)
+    np.testing.assert_array_equal(windows[1, :, :, 0], maps[0, :3, 3:6, 0])
+    np.testing.assert_array_equal(windows[6, :, :, 0], maps[1, 3:6, :3, 0])
+
+
+def test_draw_uses_each_window_once_where_the_pool_suffices():
+    config = uda_config.ConfigDict({"critic": {"updates": 3, "batch": 2}})
+    assert sorted(np.ravel(uda.draw(jax.random.key(0), 6, config))) == list(range(6))
+    few = np.asarray(uda.draw(jax.random.key(0), 4, config))
+    assert few.shape == (3, 2) and few.max() < 4 and all(len(set(row)) == 2 for row in few)
+
+
+def test_split_and_join_are_inverse(block):
+    _, state, _, _ = block
+    whole = uda.join(state.nets["generator"].params, state.nets["heads"].params)
+    generator, heads = uda.split(whole)
+    assert set(generator) == {"subnets_0", "subnets_1", "subnets_2"}
+    assert uda.join(generator, heads).keys() == whole.keys()
