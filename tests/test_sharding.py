@@ -1,0 +1,53 @@
+"""The train step on eight simulated devices equals the step on one."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+PROGRAM = """
+import jax, numpy as np, sys
+sys.path[:0] = [{tests!r}, {root!r}]
+import cacjax
+from conftest import shrink
+from cacjax import train
+from configs import {config} as module
+assert len(jax.devices()) == 8
+config = shrink(module.get_config(""), batch=8)
+if "source" in config:
+    with config.unlocked():
+        config.pretrain_blocks = 0
+rng = np.random.default_rng(0)
+draw = lambda s: rng.integers(0, 4 if s.dtype == np.uint8 else 400, s.shape).astype(s.dtype)
+batches = [jax.tree.map(draw, train.example_batch(config)) for _ in range(2)]
+task = train.build(config)
+source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source)) if "source" in config else None
+start = jax.device_get(task.init(jax.random.key(1), train.example_batch(config), source))
+ends = []
+for mesh in (train.make_mesh(config), jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))):
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shardings = train.batch_shardings(config, mesh)
+    step = jax.jit(task.train_step, in_shardings=(everywhere, shardings, everywhere), out_shardings=(everywhere, everywhere))
+    state = start
+    for i, batch in enumerate(batches):
+        state, metrics = step(state, train.place(batch, shardings), jax.random.key(i))
+    ends.append((jax.device_get(state), len(mesh.devices.ravel())))
+(a, many), (b, one) = ends
+assert (many, one) == (8, 1)
+worst = max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.nets), jax.tree.leaves(b.nets)))
+print("largest difference", worst)
+assert worst < {tolerance}, worst
+"""
+
+
+@pytest.mark.parametrize("config", ["lessmann", "uda"])
+def test_eight_devices_equal_one(config):
+    tests = pathlib.Path(__file__).parent
+    program = PROGRAM.format(tests=str(tests), root=str(tests.parent), config=config, tolerance=1e-5)
+    flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+    done = subprocess.run(
+        [sys.executable, "-c", program], env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
