@@ -1,0 +1,107 @@
+"""The phantom cohort: scans of digital thoraces with known calcium, made on the network's grid.
+
+Settings: seed, shape (voxels), spacing_mm, splits {name: {protocol, count}}; a protocol may be several with commas
+between, taken in turn. A split whose name starts with "target" is of the target domain, any other of the source.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import pathlib
+import zlib
+
+import tensorflow_datasets as tfds
+
+import cacjax.phantom
+from cacjax.datasets import records
+
+PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
+
+
+@dataclasses.dataclass
+class PhantomConfig(tfds.core.BuilderConfig):
+    """A cohort's settings and how to make it."""
+
+    settings: dict = dataclasses.field(default_factory=dict)
+    workers: int = 0
+    progress: bool = True
+
+
+class PhantomCohort(tfds.core.GeneratorBasedBuilder):
+    """tensorflow-datasets builder of phantom scans."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Records on the network's grid."}  # noqa: RUF012  (read by tfds)
+    url_infos = None  # nothing is downloaded; looking for a list of downloads would need importlib_resources
+
+    def _info(self):
+        text = self.builder_config.description if self.builder_config else ""
+        return tfds.core.DatasetInfo(builder=self, description=text, features=records.features(), disable_shuffling=True)
+
+    def _split_generators(self, dl_manager):
+        return {name: self._generate_examples(name) for name in self.builder_config.settings["splits"]}
+
+    def _generate_examples(self, split):
+        config = self.builder_config
+        work = functools.partial(make, settings=config.settings, split=split)
+        jobs = range(config.settings["splits"][split]["count"])
+        made = records.run(work, jobs, workers=config.workers, title=f"phantom {split}", progress=config.progress)
+        yield from enumerate(made)
+
+
+def settings(data) -> dict:
+    """Return what shapes the cohort's records, as plain JSON values; ValueError for what cannot be made."""
+    splits = {name: {"protocol": part["protocol"], "count": int(part["count"])} for name, part in data["splits"].items()}
+    for name, part in splits.items():
+        unknown = set(part["protocol"].split(",")) - set(PROTOCOLS)
+        if unknown or part["count"] < 1:
+            raise ValueError(
+                f"data.splits.{name}: expected protocols among {', '.join(PROTOCOLS)} and a positive count, got {part}"
+            )
+    if not splits:
+        raise ValueError("data.splits is empty, expected {name: {protocol, count}}")
+    grid = {"shape": [int(n) for n in data["shape"]], "spacing_mm": [float(s) for s in data["spacing_mm"]]}
+    return {"kind": "phantom", "seed": int(data["seed"]), "splits": splits, "generator": _generator(), **grid}
+
+
+def _generator() -> str:
+    """Return a digest of the generator's code: scans of an older phantom are not taken for scans of this one."""
+    files = sorted(pathlib.Path(cacjax.phantom.__file__).parent.glob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()[:12]
+
+
+def make_builder(settings: dict, *, name: str, root, workers: int, progress: bool) -> PhantomCohort:
+    """Return the builder of a cohort under `root`."""
+    text = json.dumps(settings)
+    config = PhantomConfig(name=name, description=text, settings=settings, workers=workers, progress=progress)
+    return PhantomCohort(config=config, data_dir=str(root))
+
+
+def remind(builder) -> None:
+    """Nothing can go wrong with single scans."""
+
+
+def patient_seed(seed: int, split: str, number: int) -> int:
+    """Return the seed of a patient: splits have ranges of their own, whatever other splits there are."""
+    return seed + 100_000 * (zlib.crc32(split.encode()) % 10_000) + number
+
+
+def make(number: int, *, settings: dict, split: str) -> dict:
+    """Return the record of scan `number` of a split; follows from the arguments alone."""
+    protocols = settings["splits"][split]["protocol"].split(",")
+    protocol = protocols[number % len(protocols)]
+    seed = patient_seed(settings["seed"], split, number)
+    grid = {"shape": tuple(settings["shape"]), "spacing_mm": tuple(settings["spacing_mm"])}
+    scan = cacjax.phantom.make_scan(protocol, seed, **grid)
+    return records.make_record(
+        f"{split}-{number:04d}",
+        scan.hu,
+        scan.label,
+        scan.heart,
+        scan.affine,
+        domain="target" if split.startswith("target") else "source",
+        protocol=protocol,
+        threshold_hu=scan.truth["threshold_hu"],
+        aorta_hu=scan.truth["aorta_hu"],
+    )

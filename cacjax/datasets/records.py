@@ -1,0 +1,95 @@
+"""The record that every cohort stores, and the processes that make records.
+
+{"id": text, "hu": int16 [z, y, x], "label": uint8 [z, y, x] (classes 0-6), "heart": uint8 [z, y, x] (empty: unknown),
+"affine": float64 [4, 4] (array order to LPS mm), "spacing_mm": float32 [3], "threshold_hu", "aorta_hu": float32 (NaN:
+unknown), "domain": "source" or "target", "protocol": text, "labelled": bool (false: `label` is empty for want of a
+mask)}. All arrays lie on the network's grid.
+"""
+
+import collections
+import concurrent.futures
+import itertools
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterable, Iterator
+
+import numpy as np
+import tqdm
+from tensorflow_datasets import features as tfds_features
+
+DOMAINS = ("source", "target")
+
+
+def features() -> tfds_features.FeaturesDict:
+    """Return the stored form of a record; arrays as raw bytes, which is 22 times faster to write than lists."""
+
+    def volume(dtype):
+        return tfds_features.Tensor(shape=(None, None, None), dtype=dtype, encoding="bytes")
+
+    return tfds_features.FeaturesDict(
+        {
+            "id": tfds_features.Text(),
+            "hu": volume(np.int16),
+            "label": volume(np.uint8),
+            "heart": volume(np.uint8),
+            "affine": tfds_features.Tensor(shape=(4, 4), dtype=np.float64),
+            "spacing_mm": tfds_features.Tensor(shape=(3,), dtype=np.float32),
+            "threshold_hu": tfds_features.Scalar(np.float32),
+            "aorta_hu": tfds_features.Scalar(np.float32),
+            "domain": tfds_features.Text(),
+            "protocol": tfds_features.Text(),
+            "labelled": tfds_features.Scalar(np.bool_),
+        }
+    )
+
+
+def make_record(name: str, hu, label, heart, affine, *, domain, protocol, threshold_hu=None, aorta_hu=None) -> dict:
+    """Return a record. hu [z, y, x] in HU is rounded to int16; label or heart may be None (then zeros)."""
+    empty = np.zeros(hu.shape, np.uint8)
+    affine = np.asarray(affine, np.float64)
+    return {
+        "id": name,
+        "hu": np.clip(np.rint(hu), -32768, 32767).astype(np.int16),
+        "label": empty if label is None else np.asarray(label, np.uint8),
+        "heart": empty if heart is None else (np.asarray(heart) > 0).astype(np.uint8),
+        "affine": affine,
+        "spacing_mm": np.linalg.norm(affine[:3, :3], axis=0).astype(np.float32),
+        "threshold_hu": np.float32(np.nan if threshold_hu is None else threshold_hu),
+        "aorta_hu": np.float32(np.nan if aorta_hu is None else aorta_hu),
+        "domain": domain,
+        "protocol": protocol,
+        "labelled": label is not None,
+    }
+
+
+def run(work: Callable, jobs: Iterable, *, workers: int, title: str, progress: bool) -> Iterator:
+    """Yield work(job) for every job, in order, made by `workers` fresh processes (0: this one), with the time left."""
+    jobs = list(jobs)
+    results = map(work, jobs) if workers == 0 else _in_processes(work, jobs, min(workers, len(jobs)))
+    seconds = 0.1 if sys.stderr.isatty() else 10  # between updates: a log file is not a terminal
+    yield from tqdm.tqdm(results, title, len(jobs), unit="scan", disable=not progress, mininterval=seconds)
+
+
+def _in_processes(work, jobs, workers):
+    """Keep two jobs per worker under way, no more: finished records are large."""
+    spawn = multiprocessing.get_context("spawn")  # forking after JAX has started can deadlock
+    waiting = collections.deque()
+    with concurrent.futures.ProcessPoolExecutor(workers, spawn, initializer=_start_worker) as pool:
+        try:
+            for job in itertools.chain(jobs, [None] * 2 * workers):
+                waiting.append(None if job is None else pool.submit(work, job))
+                if len(waiting) > 2 * workers and (future := waiting.popleft()):
+                    yield future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+def _start_worker() -> None:
+    """Keep a worker off the accelerator, which belongs to the process that trains; Ctrl-C is for that one, too."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:  # the main module, which a fresh process imports first, may have read the variable already
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
