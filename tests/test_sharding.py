@@ -36,16 +36,21 @@ for mesh in (train.make_mesh(config), jax.make_mesh((1,), ("data",), devices=jax
     ends.append((jax.device_get(state), len(mesh.devices.ravel())))
 (a, many), (b, one) = ends
 assert (many, one) == (8, 1)
-worst = max(float(np.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a.nets), jax.tree.leaves(b.nets)))
-print("largest difference", worst)
-assert worst < {tolerance}, worst
+named = jax.tree_util.tree_leaves_with_path(a.nets)
+names = [jax.tree_util.keystr(path) for path, _ in named]
+# A bias before batch normalisation has a true gradient of zero; RMSprop turns its rounding noise into a step. It reaches no output.
+idle = [".params" in n and "'critic'" in n and "conv" in n and "bias" in n for n in names]
+differences = [float(np.abs(x - y).max()) for (_, x), y in zip(named, jax.tree.leaves(b.nets))]
+worst = max((d, n) for d, n, i in zip(differences, names, idle) if not i)
+assert worst[0] < 1e-5, worst
+assert max([d for d, i in zip(differences, idle) if i], default=0) < 1e-3
 """
 
 
 @pytest.mark.parametrize("config", ["lessmann", "uda"])
 def test_eight_devices_equal_one(config):
     tests = pathlib.Path(__file__).parent
-    program = PROGRAM.format(tests=str(tests), root=str(tests.parent), config=config, tolerance=1e-5)
+    program = PROGRAM.format(tests=str(tests), root=str(tests.parent), config=config)
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
