@@ -34,7 +34,7 @@ def features() -> tfds_features.FeaturesDict:
             "hu": volume(np.int16),
             "label": volume(np.uint8),
             "heart": volume(np.uint8),
-            "affine": tfds_features.Tensor(shape=(4, 4), dtype=np.float64),
+            "affine": tfds_features.Tensor(shape=(4, 4), dtype=np.float64, encoding="bytes"),  # lists keep 32 bits
             "spacing_mm": tfds_features.Tensor(shape=(3,), dtype=np.float32),
             "threshold_hu": tfds_features.Scalar(np.float32),
             "aorta_hu": tfds_features.Scalar(np.float32),

@@ -1,0 +1,158 @@
+"""Cohorts: what is written is read back, once, whole or not at all, without TensorFlow."""
+
+import contextlib
+import csv
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+
+import cacjax.phantom
+from cacjax import data, datasets, manifest
+from cacjax.datasets import phantom, records
+from cacjax.sampling import StreamSpec
+
+SHAPE, SPACING = (5, 9, 12), (1.5, 0.7, 0.66)
+
+
+def fake_scan(protocol, seed, *, shape, spacing_mm):
+    """A phantom whose every number follows from its seed."""
+    rng, affine = np.random.default_rng(seed), np.eye(4)
+    affine[:3, :3] = np.diag(spacing_mm)[::-1]
+    return types.SimpleNamespace(
+        hu=rng.integers(-1000, 1000, shape).astype(np.int16),
+        label=rng.integers(0, 7, shape).astype(np.uint8),
+        heart=rng.random(shape) < 0.5,
+        affine=affine,
+        truth={"threshold_hu": 130.0 + (protocol == "ccta"), "aorta_hu": 40.5},
+    )
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.setitem(vars(cacjax.phantom), "make_scan", fake_scan)  # it is loaded when first asked for
+    splits = {
+        "source_train": {"protocol": "cardiac,chest", "count": 3},
+        "target_train": {"protocol": "ccta", "count": 2},
+    }
+    grid = {"shape": SHAPE, "spacing_mm": SPACING}
+    return {"kind": "phantom", "directory": str(tmp_path), "workers": 0, "seed": 7, "splits": splits, **grid}
+
+
+def open_quietly(config):
+    return datasets.open(config, progress=False)
+
+
+def test_phantom_cohort_comes_back_as_it_was_made(config):
+    sources = open_quietly(config)
+    assert {name: len(source) for name, source in sources.items()} == {"source_train": 3, "target_train": 2}
+    record = sources["source_train"][1]
+    made = fake_scan("chest", phantom.patient_seed(7, "source_train", 1), shape=SHAPE, spacing_mm=SPACING)
+    for key in ("hu", "label", "heart", "affine"):
+        np.testing.assert_array_equal(record[key], getattr(made, key), strict=key != "heart")
+    np.testing.assert_allclose(record["spacing_mm"], SPACING)
+    assert record["id"] == b"source_train-0001" and record["protocol"] == b"chest" and record["domain"] == b"source"
+    assert record["threshold_hu"] == 130 and record["aorta_hu"] == 40.5 and record["labelled"]
+    assert sources["target_train"][0]["domain"] == b"target" and sources["target_train"][0]["threshold_hu"] == 131
+
+
+def test_a_cohort_is_prepared_once_and_again_when_its_settings_change(config, monkeypatch):
+    open_quietly(config)
+    monkeypatch.setitem(vars(cacjax.phantom), "make_scan", None)
+    open_quietly(config)
+    with pytest.raises(TypeError):
+        open_quietly(config | {"seed": 8})
+
+
+def test_an_older_phantom_is_not_taken_for_this_one(config, monkeypatch):
+    before = datasets.digest(phantom.settings(config))
+    monkeypatch.setattr(phantom, "_generator", lambda: "another")
+    assert datasets.digest(phantom.settings(config)) != before
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_interrupted_preparation_is_done_again(config, monkeypatch, tmp_path, error):
+    def stop(protocol, seed, **grid):
+        if seed == phantom.patient_seed(7, "source_train", 2):
+            raise error
+        return fake_scan(protocol, seed, **grid)
+
+    with monkeypatch.context() as patch:
+        patch.setitem(vars(cacjax.phantom), "make_scan", stop)
+        with pytest.raises(error):
+            open_quietly(config)
+    (left,) = tmp_path.glob("phantom_cohort/*")
+    assert [path.name for path in left.iterdir() if path.name != "downloads"] == ["lock"]
+    (left / "incomplete.ABCDEF_1.0.0").mkdir()  # what a killed process leaves
+    assert len(open_quietly(config)["source_train"]) == 3
+    assert sorted(path.name for path in left.iterdir()) == ["1.0.0", "lock"]
+
+
+def test_splits_have_patients_of_their_own():
+    names = [f"{domain}_{part}" for domain in records.DOMAINS for part in ("train", "val", "test")]
+    seeds = {phantom.patient_seed(1000, name, i) for name in names for i in range(1000)}
+    assert len(seeds) == 6000 and max(seeds) < 2**31
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "fantom"}, "data.kind must be one of phantom, folder"),
+        ({"splits": {}}, "data.splits is empty"),
+        ({"splits": {"source_train": {"protocol": "ct", "count": 1}}}, "expected protocols among chest"),
+        ({"splits": {"source_train": {"protocol": "ccta", "count": 0}}}, "a positive count"),
+    ],
+)
+def test_unusable_settings_are_named(config, change, message):
+    with pytest.raises(ValueError, match=message):
+        open_quietly(config | change)
+
+
+def test_data_directory(monkeypatch, tmp_path):
+    monkeypatch.delenv("CACJAX_DATA_DIR", raising=False)
+    assert datasets.data_directory().parts[-3:] == (".cache", "cacjax", "datasets")
+    monkeypatch.setenv("CACJAX_DATA_DIR", str(tmp_path))
+    assert datasets.data_directory() == tmp_path
+    assert datasets.data_directory(str(tmp_path / "own")) == tmp_path / "own"
+
+
+def test_the_loader_reads_a_prepared_cohort_with_threads(config):
+    spec = StreamSpec(("source_train",), (("calcium", 0.5), ("bright", 0.5)), patch=3, margin=2, scans_in_memory=2)
+    loader = data.make_loader(open_quietly(config), {"s": (spec._replace(swap_every=1), (2, 4))}, seed=0)
+    with contextlib.closing(loader):
+        batch = next(loader)["s"]
+    assert batch["hu"].shape == (2, 4, 1, 7, 7, 1) and (batch["label"][:, :2, 0, 1, 1] > 0).all()
+
+
+ALONE = """
+import sys
+import cacjax.phantom
+from test_datasets import SHAPE, SPACING, fake_scan
+cacjax.phantom.make_scan = fake_scan
+if __name__ == "__main__":
+    from cacjax import datasets
+    splits = {"source_train": {"protocol": "ccta", "count": 5}}
+    config = {"kind": "phantom", "directory": sys.argv[1], "seed": 0, "splits": splits}
+    config |= {"shape": SHAPE, "spacing_mm": SPACING, "workers": 2}
+    ids = [record["id"].decode() for record in datasets.open(config)["source_train"]]
+    assert ids == [f"source_train-{i:04d}" for i in range(5)], ids
+    print("tensorflow" in sys.modules)
+"""
+
+
+def test_processes_prepare_in_order_and_without_tensorflow(tmp_path):
+    (tmp_path / "main.py").write_text(f"import sys; sys.path[:0] = {sys.path!r}\n{ALONE}")
+    command = [sys.executable, tmp_path / "main.py", tmp_path / "data"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "False", done.stderr
+    assert "5/5" in done.stderr and "Traceback" not in done.stderr
+
+
+def write_manifest(folder, rows):
+    columns = ("scan", "mask", "heart", "split", "domain", "protocol", "threshold_hu", "aorta_hu")
+    with (folder / manifest.NAME).open("w", newline="") as file:
+        table = csv.DictWriter(file, columns)
+        table.writeheader()
+        table.writerows(rows)
