@@ -9,6 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 EPSILON = 1e-5
+NON_CONTRAST_HU = 130.0
+OVER = ("all", "with calcium", "pooled")
+METRICS = ("sensitivity", "fp_mm3", "f1", "ap", "lesion_sensitivity", "fp_lesions", "lesion_f1")
+METRICS = (*METRICS, "fp_lesions_code", "lesion_f1_code")
 
 
 class Counts(NamedTuple):
@@ -30,8 +34,8 @@ def count_lesions(found_labels, real_labels):
     """(ours, authors') Counts over two label images: 0 outside, 1..n per lesion.
 
     A reference lesion is found if any found voxel lies in it. False lesions are those found ones that touch no
-    reference (ours), or as many as the found ones exceed the hits (the code of Zhai 2022, which forgives a false
-    lesion for every split one).
+    reference (ours), or as many as the found ones exceed the hits (the code of Zhai 2022, which so charges
+    for the pieces of a split lesion, and forgives where one piece covers two).
     """
     found_labels, real_labels = np.asarray(found_labels), np.asarray(real_labels)
     n_found, n_real = int(found_labels.max(initial=0)), int(real_labels.max(initial=0))
@@ -86,3 +90,43 @@ def mean_sd(values):
     values = np.asarray([value for value in values if not np.isnan(value)], np.float64)
     mean = float(values.mean()) if len(values) else float("nan")
     return mean, float(values.std(ddof=1)) if len(values) > 1 else float("nan")
+
+
+def metrics(voxels, lesions, lesions_code, voxel_mm3):
+    """Record of one scan and target: the metrics, and the counts (of voxels and lesions) that pooling needs."""
+    return {
+        "sensitivity": sensitivity(voxels),
+        "fp_mm3": voxels.fp * voxel_mm3,
+        "f1": f1(voxels),
+        "lesion_sensitivity": sensitivity(lesions),
+        "fp_lesions": float(lesions.fp),
+        "lesion_f1": f1(lesions),
+        "fp_lesions_code": float(lesions_code.fp),
+        "lesion_f1_code": f1(lesions_code),
+        "reference_mm3": (voxels.tp + voxels.fn) * voxel_mm3,
+        "found_mm3": (voxels.tp + voxels.fp) * voxel_mm3,
+        "reference_lesions": lesions.tp + lesions.fn,
+        "counts": {"voxels": voxels, "lesions": lesions, "lesions_code": lesions_code},
+    }
+
+
+def average(records, over):
+    """Mean and SD of every metric over `records` of one target: "all", those "with calcium" of it, or "pooled"."""
+    if over == "pooled":
+        return pool(records)
+    chosen = [r for r in records if over == "all" or r["reference_mm3"] > 0]
+    summary = {"scans": len(chosen)}
+    for name in METRICS:
+        summary[name], summary[f"{name}_sd"] = mean_sd([record[name] for record in chosen])
+    return summary
+
+
+def pool(records):
+    """The metrics of all scans taken as one, false positives per scan. Average precision is NaN: it needs voxels."""
+    total = {name: add([r["counts"][name] for r in records]) for name in ("voxels", "lesions", "lesions_code")}
+    pooled = metrics(total["voxels"], total["lesions"], total["lesions_code"], 1.0) if records else {}
+    summary = {"scans": len(records)} | {f"{name}_sd": float("nan") for name in METRICS}
+    summary |= {name: pooled.get(name, float("nan")) for name in METRICS}
+    for name in ("fp_mm3", "fp_lesions", "fp_lesions_code"):
+        summary[name] = mean_sd([record[name] for record in records])[0]
+    return summary

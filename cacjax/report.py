@@ -15,6 +15,7 @@ import numpy as np
 COLUMNS = ("scan", "status", "reason", "artery", "agatston", "volume_mm3", "mass_mg", "n_lesions", "category")
 COLOURS = ("#ff2d55", "#ffd60a", "#32d74b", "#0a84ff", "#bf5af2", "#ff9f0a", "#64d2ff", "#ac8e68", "#ff6961")
 ERROR_COLOURS = ("#32d74b", "#ff2d55", "#ffd60a")
+CAPTION = {"color": "white", "fontsize": 8}
 ERROR_NAMES = ("found", "false", "missed")
 # Contrast-enhanced blood is at 200 to 600 HU: in a soft-tissue window it would hide the calcium.
 WINDOWS = ((200.0, (-160.0, 440.0)), (float("inf"), (-200.0, 900.0)))
@@ -33,13 +34,13 @@ def replace(path, write):
 
 
 def write_csv(path, rows, columns):
-    """Write dict `rows` with the given `columns`; a value of None becomes an empty cell, a missing key too."""
+    """Write dict `rows` with the given `columns`; what is None, NaN or missing becomes an empty cell."""
 
     def write(aside):
         with open(aside, "w", newline="") as file:
             table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
             table.writeheader()
-            table.writerows(rows)
+            table.writerows({key: "" if _undefined(value) else value for key, value in row.items()} for row in rows)
 
     replace(path, write)
 
@@ -79,12 +80,14 @@ def table(rows, columns, *, digits=2):
     return "\n".join([line(columns), rule, *(line(values) for values in cells)])
 
 
+def _undefined(value):
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
 def _cell(value, digits):
-    if value is None:
+    if _undefined(value):
         return "-"
-    if isinstance(value, float):
-        return "-" if np.isnan(value) else f"{value:.{digits}f}"
-    return str(value)
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
 
 
 def overlay(path, hu, mask, *, spacing_mm, names, threshold_hu=130.0, heart=None, title="", columns=4):
@@ -95,7 +98,7 @@ def overlay(path, hu, mask, *, spacing_mm, names, threshold_hu=130.0, heart=None
     enhanced blood). heart: crops the picture to it. columns: how many slices. Writes a PNG to `path`.
     """
     window = _window(threshold_hu)
-    box = _field(mask, heart, hu.shape, spacing_mm)
+    box = field(mask, heart, hu.shape, spacing_mm)
     picked = busiest(mask, box, columns, spacing_mm)
     figure, axes = _canvas(2, len(picked) + 1, title)
     for column, z in enumerate(picked):
@@ -125,12 +128,12 @@ def comparison(path, panels, *, arms, title=""):
         window = _window(panel["threshold_hu"])
         for axis in row:
             _draw(axis, panel["hu"], panel["spacing_mm"], window, "")
-        row[0].set_title(panel["name"], fontsize=8)
-        row[1].set_title("reference", fontsize=8)
+        row[0].set_title(panel["name"], **CAPTION)
+        row[1].set_title("reference", **CAPTION)
         _mark(row[1], panel["reference"], COLOURS)
         for axis, arm in zip(row[2:], arms):
             note = panel["notes"].get(arm, "")
-            axis.set_title(f"{arm}\n{note}" if note else arm, fontsize=8)
+            axis.set_title(f"{arm}\n{note}" if note else arm, **CAPTION)
             if arm in panel["found"]:
                 _mark(axis, errors(panel["found"][arm], panel["reference"]), ERROR_COLOURS)
     labels = sorted({int(v) for panel in panels for v in np.unique(panel["reference"]) if v})
@@ -146,13 +149,13 @@ def errors(found, reference):
 
 
 def busiest(mask, box, count, spacing_mm):
-    """Up to `count` slices with most marked voxels, 4 mm apart or more, from the head down; else spread over the box."""
+    """Up to `count` slices with most marked voxels, 3 mm apart or more, head first; else spread over the box."""
     area = (mask > 0).sum((1, 2))
     picked = []
     for z in np.argsort(-area, kind="stable"):
         if len(picked) == count or area[z] == 0:
             break
-        if all(abs(z - other) * spacing_mm[0] >= 4 for other in picked):
+        if all(abs(z - other) * spacing_mm[0] >= 3 for other in picked):
             picked.append(int(z))
     if picked:
         return sorted(picked, reverse=True)
@@ -164,8 +167,8 @@ def _window(threshold_hu):
     return next(window for limit, window in WINDOWS if threshold_hu <= limit)
 
 
-def _field(mask, heart, shape, spacing_mm, margin_mm=12.0, least_mm=90.0):
-    """Slices around the heart, or else around the marks, or else everything; at least `least_mm` wide in the plane."""
+def field(mask, heart, shape, spacing_mm, *, margin_mm=12.0, least_mm=90.0):
+    """Slices around the heart, or else around the marks, or else everything; at least `least_mm` wide."""
     inside = np.asarray(mask) > 0 if heart is None else (np.asarray(heart) > 0) | (np.asarray(mask) > 0)
     if not inside.any():
         return tuple(slice(0, n) for n in shape)
@@ -197,7 +200,7 @@ def _canvas(rows, columns, title):
 
 
 def _draw(axis, image, spacing_mm, window, title):
-    """A grey image [rows, columns] in true proportions, with side marks and a bar of 20 mm. spacing_mm: (row, column)."""
+    """A grey image [rows, columns] in true proportions, with side marks and a 20 mm bar. spacing_mm: (row, column)."""
     height, width = image.shape
     axis.imshow(
         image,
@@ -207,8 +210,7 @@ def _draw(axis, image, spacing_mm, window, title):
         interpolation="nearest",
         aspect=spacing_mm[0] / spacing_mm[1],
     )
-    axis.set_title(title, color="white", fontsize=8)
-    axis.title.set_color("white")
+    axis.set_title(title, **CAPTION)
     axis.axis("off")
     for text, x, side in (("R", 0.02, "left"), ("L", 0.98, "right")):
         axis.text(x, 0.97, text, color="white", fontsize=8, va="top", ha=side, transform=axis.transAxes)

@@ -206,14 +206,14 @@ def _tuples(record: dict) -> dict:
 
 def resolve(arguments: list[str]) -> list[str]:
     """Let `--config uda.py:tiny` name a file in configs/ from any directory; both `--config X` and `--config=X`."""
-    out = list(arguments)
-    for i, word in enumerate(out):
-        if word == "--config" and i + 1 < len(out):
-            out[i : i + 2] = [f"--config={_config_path(out[i + 1])}"]
-            break
-        if word.startswith("--config="):
-            out[i] = f"--config={_config_path(word.removeprefix('--config='))}"
-            break
+    out = []
+    for word in arguments:
+        if out and out[-1] == "--config":
+            out[-1] = f"--config={_config_path(word)}"
+        elif word.startswith("--config="):
+            out.append(f"--config={_config_path(word.removeprefix('--config='))}")
+        else:
+            out.append(word)
     return out
 
 
@@ -247,7 +247,17 @@ def cli() -> None:
     flags.DEFINE_string("workdir", None, "Folder of the run: checkpoints, metrics, config.")
     flags.DEFINE_bool("distributed", False, "Join a run of several processes (jax.distributed.initialize).")
     flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, argv=resolve(sys.argv))
+    app.run(main, argv=resolve(sys.argv), flags_parser=_parse)
+
+
+def _parse(arguments):
+    """Parse flags; a key that the config does not have ends the program with the name that was probably meant."""
+    try:
+        return app.parse_flags_with_usage(arguments)
+    except AttributeError as error:
+        given = [word for word in arguments if word.startswith("--config.")]
+        meant = str(error).strip("'\"").split("\\n")[-1].split("\n")[-1]
+        sys.exit(f"error: no such key in the config, in {' '.join(given)}: {meant}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,14 @@
 """Detection metrics against hand counts, and the evaluation of predictions against a reference folder."""
 
+import csv
 import itertools
+import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
-from cacjax import detection
+from cacjax import detection, evaluate, flow, scan
 from cacjax.detection import Counts
 
 
@@ -66,3 +69,119 @@ def test_mean_and_sample_sd_skip_undefined_scans():
     assert detection.mean_sd([1.0, float("nan"), 3.0]) == (2.0, pytest.approx(2**0.5))
     mean, sd = detection.mean_sd([4.0])
     assert mean == 4.0 and np.isnan(sd)
+
+
+SPACING = (2.0, 1.0, 0.5)  # a voxel is 1 mm³
+SHAPE = (4, 16, 16)
+
+
+def write_image(path, array):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(SPACING[::-1])
+    sitk.WriteImage(image, str(path))
+
+
+def draw(**boxes):
+    """A class mask with `name_label=(z, y, x, size)` runs of voxels along x."""
+    mask = np.zeros(SHAPE, np.int16)
+    for name, (z, y, x, size) in boxes.items():
+        mask[z, y, x : x + size] = int(name[-1])
+    return mask
+
+
+@pytest.fixture
+def cohort(tmp_path):
+    """Scan a: 6 voxels LAD, 2 voxels RCA. Scan b: no calcium. Two arms: `old` finds nothing, `new` has known errors."""
+    reference, old, new = (tmp_path / name for name in ("reference", "old", "new"))
+    for folder in (reference, old, new):
+        folder.mkdir()
+    truth = {"a": draw(a_1=(1, 4, 4, 6), b_3=(2, 10, 2, 2)), "b": draw()}
+    for name, mask in truth.items():
+        hu = np.full(SHAPE, 40, np.int16)
+        hu[:, 2:14, 2:14] = 300
+        write_image(reference / f"{name}.nii.gz", hu)
+        write_image(reference / f"{name}_label.nii.gz", mask)
+        for stage in ("mask", "detected"):
+            write_image(old / f"{name}_{stage}.nii.gz", draw())
+    rows = [f"{name}.nii.gz,{name}_label.nii.gz,200" for name in truth]
+    (reference / "manifest.csv").write_text("\n".join(["scan,mask,threshold_hu", *rows]) + "\n")
+    write_image(
+        new / "a_detected.nii.gz", draw(a_1=(1, 4, 4, 3), b_2=(2, 10, 2, 1), c_1=(3, 1, 1, 5), d_4=(0, 0, 0, 9))
+    )
+    write_image(new / "a_mask.nii.gz", draw(a_1=(1, 4, 4, 6), b_2=(2, 10, 2, 2)))
+    write_image(new / "b_detected.nii.gz", draw(a_1=(1, 4, 4, 2)))
+    write_image(new / "b_mask.nii.gz", draw(a_1=(1, 4, 4, 2)))
+    return tmp_path
+
+
+def summary(out, **keys):
+    with open(out / "evaluation.csv") as file:
+        (row,) = [r for r in csv.DictReader(file) if all(r[k] == v for k, v in keys.items())]
+    return row
+
+
+def test_masks_drawn_by_hand(cohort, capsys):
+    """TP 4, FP 5, FN 4 before and TP 8, FP 0, FN 0 after reduction on scan a; FP 2 on scan b; RCA called LCX misses RCA."""
+    out = cohort / "out"
+    arms = [f"before={cohort / 'old'}", f"after={cohort / 'new'}"]
+    assert evaluate.main(["--predictions", *arms, "--reference", str(cohort / "reference"), "--out", str(out)]) == 0
+    row = summary(out, arm="after", fp_reduction="no", artery="CAC", over="pooled")
+    assert (float(row["sensitivity"]), float(row["fp_mm3"])) == (pytest.approx(0.5, abs=1e-5), pytest.approx(3.5))
+    assert float(row["f1"]) == pytest.approx(2 * 4 / (2 * 4 + 7 + 4), abs=1e-5)
+    assert float(row["lesion_sensitivity"]) == pytest.approx(1) and float(row["fp_lesions"]) == 1
+    row = summary(out, arm="after", fp_reduction="yes", artery="CAC", over="all")
+    assert float(row["f1"]) == pytest.approx(0.5, abs=1e-5) and float(row["f1_sd"]) == pytest.approx(0.5**0.5, abs=1e-4)
+    assert float(row["fp_mm3"]) == pytest.approx(1) and float(row["fp_mm3_sd"]) == pytest.approx(2**0.5)
+    row = summary(out, arm="after", fp_reduction="yes", artery="RCA", over="with calcium")
+    assert row["scans"] == "1" and float(row["sensitivity"]) == pytest.approx(0, abs=1e-5)
+    row = summary(out, arm="after", fp_reduction="yes", artery="LCX", over="all")
+    assert float(row["sensitivity"]) == 1 and float(row["fp_mm3"]) == pytest.approx(1)
+    row = summary(out, arm="before", fp_reduction="yes", artery="CAC", over="all")
+    assert float(row["f1"]) == pytest.approx(0.5, abs=1e-5), "never finding anything is right on scans without calcium"
+    assert float(summary(out, arm="before", fp_reduction="yes", artery="CAC", over="with calcium")["f1"]) < 1e-4
+    shown = capsys.readouterr().out
+    assert "| after" in shown and "2 scans, 2 predictions, 0 missing" in shown
+    assert (out / "comparison.png").stat().st_size > 10_000
+    assert json.loads((out / "evaluation.json").read_text())["n_scans"] == 2
+
+
+def test_missing_predictions_are_rows_with_a_reason(cohort, capsys):
+    """A refused scan tells why, an absent one that it is absent, one on another grid that it does not fit."""
+    new, reference = cohort / "new", cohort / "reference"
+    (new / "b_mask.nii.gz").unlink()
+    (new / "b_detected.nii.gz").unlink()
+    (new / "b.json").write_text(json.dumps({"status": "refused", "reason": "missing_slice"}))
+    (new / "a_detected.nii.gz").unlink()
+    write_image(new / "a_mask.nii.gz", np.zeros((4, 16, 15), np.int16))
+    assert evaluate.main(["--predictions", str(new), "--reference", str(reference)]) == 1
+    with open(new / "evaluation_scans.csv") as file:
+        reasons = {(row["scan"], row["fp_reduction"]): row["reason"] for row in csv.DictReader(file)}
+    missing = "refused: missing_slice"
+    assert reasons == {
+        ("a", "yes"): "grid_mismatch",
+        ("a", "no"): "no_prediction",
+        ("b", "yes"): missing,
+        ("b", "no"): missing,
+    }
+    row = summary(new, fp_reduction="yes", artery="CAC", over="all")
+    assert (row["scans"], row["missing"], row["f1"]) == ("0", "2", "")
+    assert "new, b: refused: missing_slice" in capsys.readouterr().out
+
+
+def test_average_precision_over_candidates(cohort):
+    """Voxels at 200 HU or more are ranked: 8 real ones at .9, 8 false ones at .95 before them, the rest at 0."""
+    reference, new = cohort / "reference", cohort / "new"
+    truth = draw(a_1=(1, 4, 4, 6), b_3=(2, 10, 2, 2))
+    probability = np.where(truth > 0, 0.9, 0.0)
+    probability[3, 5, 4:12] = 0.95
+    probability[0, 0, :] = 1.0  # 40 HU: no candidates
+    like = scan.read(reference / "a.nii.gz")
+    flow.write_probability(probability, like, new / "a_probability.nii.gz")
+    flow.write_probability(probability * 0, like, new / "b_probability.nii.gz")
+    evaluate.main(["--predictions", str(new), "--reference", str(reference)])
+    row = summary(new, fp_reduction="no", artery="CAC", over="pooled")
+    assert float(row["ap"]) == pytest.approx(8 / 16, abs=1e-4)
+    assert float(summary(new, fp_reduction="yes", artery="CAC", over="with calcium")["ap"]) == pytest.approx(
+        8 / 16, abs=1e-4
+    )
+    assert summary(new, fp_reduction="no", artery="LAD", over="pooled")["ap"] == ""

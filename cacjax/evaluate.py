@@ -1,0 +1,271 @@
+"""Compare predictions with a reference: `python -m cacjax.evaluate --predictions [NAME=]OUT ... --reference DIR`.
+
+DIR holds a manifest.csv with masks; OUT is what `cacjax.score` wrote. Per artery and in total, with and without
+reduction of false positives: sensitivity, volume of false positives, F1 and average precision over voxels;
+sensitivity, false ones per scan and F1 over lesions. Averages are over all scans, over those with calcium, and
+pooled. A scan without prediction is a row with a reason. Definitions: cacjax/detection.py.
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import pathlib
+import sys
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from cacjax import detection, lesions, manifest, report, scan
+from cacjax.scores import CLASSES
+
+log = logging.getLogger("cacjax.evaluate")
+TARGETS = {"CAC": (1, 2, 3)} | {name: (number,) for number, name in enumerate(CLASSES) if number}
+STAGES = {"mask": "yes", "detected": "no"}
+KEYS = ("arm", "fp_reduction", "artery")
+SUMMARY = (*KEYS, "over", "scans", "missing", *(f"{name}{end}" for name in detection.METRICS for end in ("", "_sd")))
+SHOWN_METRICS = {
+    "sensitivity": ("sensitivity", 2),
+    "FP mm³": ("fp_mm3", 1),
+    "F1": ("f1", 2),
+    "AP": ("ap", 2),
+    "lesion sens.": ("lesion_sensitivity", 2),
+    "FP lesions": ("fp_lesions", 2),
+    "lesion F1": ("lesion_f1", 2),
+}
+SHOWN = ("arm", "FP red.", "artery", "over", "n", *SHOWN_METRICS)
+COUNTED = ("reference_mm3", "found_mm3", "reference_lesions")
+PER_SCAN = ("scan", *KEYS, "reason", *detection.METRICS, *COUNTED)
+
+
+class Reference(NamedTuple):
+    """One scan with its truth, all [z, y, x] on the scan's grid; `lesions` holds numbered lesions per target."""
+
+    name: str
+    scan: scan.Scan
+    label: np.ndarray
+    heart: np.ndarray | None
+    candidates: np.ndarray
+    lesions: dict
+    threshold_hu: float
+    voxel_mm3: float
+
+
+def main(argv=None):
+    """Evaluate what the command line names; returns the exit code: 1 when a reference or a prediction was missing."""
+    options = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    arms = dict(_arm(text) for text in options.predictions)
+    result = evaluate(arms, options.reference, connectivity=options.connectivity)
+    out = pathlib.Path(options.out or next(iter(arms.values())))
+    write(result, out, arms)
+    for targets in (("CAC",), ("LAD", "LCX", "RCA")):
+        print(report.table([shown(row) for row in result["summary"] if row["artery"] in targets], SHOWN), end="\n\n")
+    missing = sorted({(row["arm"], row["scan"], row["reason"]) for row in result["scans"] if row["reason"]})
+    for arm, name, reason in missing:
+        print(f"{arm}, {name}: {reason}")
+    print(f"{result['n_scans']} scans, {len(arms)} predictions, {len(missing)} missing; {out / 'evaluation.csv'}")
+    return int(bool(missing) or not result["n_scans"])
+
+
+def parse(argv):
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(prog="python -m cacjax.evaluate", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add(
+        "--predictions",
+        nargs="+",
+        required=True,
+        metavar="[NAME=]OUT",
+        help="folders that cacjax.score wrote, one per arm",
+    )
+    add("--reference", required=True, metavar="DIR", help="folder with a manifest.csv that names scans and masks")
+    add("--out", help="folder for evaluation.csv and the rest (default: the first OUT)")
+    add(
+        "--connectivity",
+        type=int,
+        choices=(6, 18, 26),
+        default=26,
+        help="neighbours that make one lesion (default: 26)",
+    )
+    return parser.parse_args(argv)
+
+
+def _arm(text):
+    name, found, folder = text.partition("=")
+    return (name, pathlib.Path(folder)) if found else (pathlib.Path(text).name, pathlib.Path(text))
+
+
+def evaluate(arms, reference, *, connectivity=26):
+    """Compare every arm ({name: folder of predictions}) with the manifest `reference`.
+
+    Returns a dict: n_scans, scans (one dict per scan, arm, stage and artery), summary (one per arm, stage, artery and
+    kind of average), panels (pictures of slices, for `report.comparison`). Raises ManifestError.
+    """
+    rows = manifest.read(reference)
+    scans, panels, pooled = [], [], {arm: [] for arm in arms}
+    for row in tqdm(rows, unit="scan", disable=None):
+        try:
+            truth = load(row, connectivity=connectivity)
+        except scan.ScanError as error:
+            scans += [_missing(row.name, arm, stage, f"reference: {error.code}") for arm in arms for stage in STAGES]
+            continue
+        found = {arm: compare(truth, folder, arm=arm, connectivity=connectivity) for arm, folder in arms.items()}
+        for arm, (records, ranking, _) in found.items():
+            scans += records
+            pooled[arm] += [ranking] if ranking else []
+        panels += _panel(truth, {arm: mask for arm, (_, _, mask) in found.items() if mask is not None}, scans)
+    return {"n_scans": len(rows), "scans": scans, "summary": summarise(scans, arms, pooled), "panels": panels}
+
+
+def summarise(scans, arms, rankings):
+    """Summary rows: every arm, stage, target and kind of average. rankings: {arm: list of (probability, real) per scan}."""
+    rows = []
+    for arm, stage, target in itertools.product(arms, STAGES.values(), TARGETS):
+        ours = [r for r in scans if (r["arm"], r["fp_reduction"]) == (arm, stage)]
+        records = [r for r in ours if r["artery"] == target]
+        for over in detection.OVER:
+            row = {"arm": arm, "fp_reduction": stage, "artery": target, "over": over}
+            row |= {"missing": sum(bool(r["reason"]) for r in ours)} | detection.average(records, over)
+            if over == "pooled" and target == "CAC" and rankings[arm]:
+                row["ap"] = detection.average_precision(*(np.concatenate(part) for part in zip(*rankings[arm])))
+            rows.append(row)
+    return rows
+
+
+def load(row, *, connectivity):
+    """The Reference of a manifest row. Raises ScanError for what cannot be read, and for a row without mask."""
+    if row.mask is None:
+        raise scan.ScanError("no_reference", f"{row.name}: the manifest names no mask")
+    image = scan.read(row.scan)
+    label = scan.read_mask(row.mask, image)
+    heart = None if row.heart is None else scan.read_mask(row.heart, image) > 0
+    threshold_hu = detection.NON_CONTRAST_HU if row.threshold_hu is None else row.threshold_hu
+    candidates = (image.hu >= threshold_hu) & (True if heart is None else heart)
+    numbered = {target: number_lesions(np.isin(label, classes), connectivity) for target, classes in TARGETS.items()}
+    voxel_mm3 = float(np.prod(scan.spacing_mm(image.affine)))
+    return Reference(row.name, image, label, heart, candidates, numbered, threshold_hu, voxel_mm3)
+
+
+def number_lesions(mask, connectivity):
+    """Label image [z, y, x] of a boolean mask: 0 outside, 1..n per connected component."""
+    return np.asarray(lesions.label(mask, connectivity=connectivity)) if mask.any() else np.zeros(mask.shape, np.int32)
+
+
+def compare(truth, folder, *, arm, connectivity):
+    """One arm on one scan: (records per stage and target, ranking or None, final mask or None)."""
+    masks, records = {}, []
+    ranking = read_ranking(truth, folder)
+    for stage in STAGES:
+        try:
+            masks[stage] = scan.read_mask(prediction(folder, truth.name, stage), truth.scan)
+        except scan.ScanError as error:
+            records.append(_missing(truth.name, arm, stage, error.code))
+            continue
+        records += measure(truth, masks[stage], arm=arm, stage=stage, ranking=ranking, connectivity=connectivity)
+    return records, ranking, masks.get("mask")
+
+
+def prediction(folder, name, stage):
+    """Path of a mask that `cacjax.score` wrote. Raises ScanError with the reason from the record of a refused scan."""
+    path, record = folder / f"{name}_{stage}.nii.gz", folder / f"{name}.json"
+    if path.is_file():
+        return path
+    try:
+        reason = f"refused: {json.loads(record.read_text())['reason']}"
+    except (OSError, ValueError, KeyError):
+        reason = "no_prediction"
+    raise scan.ScanError(reason, f"{path}: expected a mask that cacjax.score wrote")
+
+
+def read_ranking(truth, folder):
+    """(probability [n], real [n]) over the candidate voxels, or None where no probability was saved."""
+    path = folder / f"{truth.name}_probability.nii.gz"
+    if not path.is_file():
+        return None
+    probability = scan.read_mask(path, truth.scan) / PROBABILITY_SCALE
+    return probability[truth.candidates], np.isin(truth.label, TARGETS["CAC"])[truth.candidates]
+
+
+def measure(truth, found, *, arm, stage, ranking, connectivity):
+    """Records of one predicted class mask [z, y, x], one per target, with the metrics and the counts to pool."""
+    records = []
+    for target, classes in TARGETS.items():
+        hit = np.isin(found, classes)
+        voxels = detection.count_voxels(hit, np.isin(truth.label, classes))
+        ours, code = detection.count_lesions(number_lesions(hit, connectivity), truth.lesions[target])
+        record = {"scan": truth.name, "arm": arm, "fp_reduction": STAGES[stage], "artery": target, "reason": ""}
+        record |= detection.metrics(voxels, ours, code, truth.voxel_mm3)
+        record["ap"] = detection.average_precision(*ranking) if ranking and target == "CAC" else float("nan")
+        records.append(record)
+    return records
+
+
+def _missing(name, arm, stage, reason):
+    return {"scan": name, "arm": arm, "fp_reduction": STAGES[stage], "artery": "", "reason": reason}
+
+
+def _panel(truth, masks, records):
+    """One picture row for a scan with calcium: its slice with most of it, cropped, and what each arm found there."""
+    calcium = np.isin(truth.label, TARGETS["CAC"])
+    if not calcium.any() or not masks:
+        return []
+    turned, label, *others = scan.oriented(truth.scan, truth.label, *masks.values())
+    spacing_mm = scan.spacing_mm(turned.affine)
+    heart = None if truth.heart is None else scan.oriented(truth.scan, truth.heart)[1]
+    box = report.field(label, heart, label.shape, spacing_mm)
+    (z,) = report.busiest(np.isin(label, TARGETS["CAC"]), box, 1, spacing_mm)
+    cut = (z, *box[1:])
+    notes = {arm: _note(records, truth.name, arm) for arm in masks}
+    return [
+        {"name": f"{truth.name}, slice {z + 1}", "hu": turned.hu[cut], "reference": label[cut], "names": CLASSES}
+        | {"found": {arm: mask[cut] for arm, mask in zip(masks, others)}, "notes": notes}
+        | {
+            "spacing_mm": spacing_mm[1:],
+            "threshold_hu": truth.threshold_hu,
+            "calcium_mm3": calcium.sum() * truth.voxel_mm3,
+        }
+    ]
+
+
+def _note(records, name, arm):
+    row = next(r for r in records if (r["scan"], r["arm"], r["fp_reduction"], r["artery"]) == (name, arm, "yes", "CAC"))
+    return f"F1 {row['f1']:.2f}, false {row['fp_mm3']:.0f} mm³"
+
+
+def choose(panels, count=4):
+    """Up to `count` panels from most to least calcium, spread evenly over the scans that have any."""
+    ranked = sorted(panels, key=lambda panel: -panel["calcium_mm3"])
+    picks = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
+    return [ranked[k] for k in picks]
+
+
+def shown(row):
+    """A summary row as the terminal shows it: means with SD in brackets."""
+    cells = {
+        "arm": row["arm"],
+        "FP red.": row["fp_reduction"],
+        "artery": row["artery"],
+        "over": row["over"],
+        "n": row["scans"],
+    }
+    for title, (name, digits) in SHOWN_METRICS.items():
+        value, sd = row[name], row[f"{name}_sd"]
+        spread = "" if np.isnan(sd) else f" ({sd:.{digits}f})"
+        cells[title] = None if np.isnan(value) else f"{value:.{digits}f}{spread}"
+    return cells
+
+
+def write(result, out, arms):
+    """Write evaluation.csv (the summary), evaluation_scans.csv, evaluation.json and, with calcium, comparison.png."""
+    report.write_csv(out / "evaluation.csv", result["summary"], SUMMARY)
+    report.write_csv(out / "evaluation_scans.csv", result["scans"], PER_SCAN)
+    record = {"predictions": {arm: str(folder) for arm, folder in arms.items()}}
+    report.write_json(out / "evaluation.json", record | {key: result[key] for key in ("n_scans", "summary", "scans")})
+    if result["panels"]:
+        report.comparison(out / "comparison.png", choose(result["panels"]), arms=tuple(arms))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,257 @@
+"""Detect and score calcium: `python -m cacjax.score SCAN... --workdir W --out OUT`.
+
+A SCAN is a file, a DICOM folder or zip, a folder of those, or a folder with a manifest.csv, which brings hearts and
+thresholds. N scans give N answers: a scan that cannot be scored is a row with a reason, and the exit code is 1. OUT
+holds scores.csv (one row per scan and artery) and, per scan, <scan>.json, <scan>_mask.nii.gz, <scan>_detected.nii.gz
+(before false positives are reduced) and <scan>.png.
+"""
+
+import argparse
+import json
+import logging
+import pathlib
+import sys
+import time
+import traceback
+import types
+from typing import NamedTuple
+
+import jax
+from tqdm import tqdm
+
+import cacjax
+from cacjax import flow, manifest, report, rules, scan
+from cacjax.flow import score
+
+__all__ = ["main", "score"]
+
+log = logging.getLogger("cacjax.score")
+OUTPUTS = (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")
+
+
+class Job(NamedTuple):
+    """One scan to score, under a name that no other scan of the run has."""
+
+    name: str
+    source: scan.Source
+    heart: pathlib.Path | None
+    threshold_hu: float | None
+    threshold_from: str
+
+
+def main(argv=None):
+    """Score what the command line names; returns the exit code, 1 when any scan was refused."""
+    options = parse(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
+    print(f"device: {describe_device()}", flush=True)
+    out = pathlib.Path(options.out)
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = gather(options)
+    detector = None if options.regions else load_detector(options.workdir)
+    records = run(jobs, out, options, detector)
+    rows = [row for record in records for row in record["rows"]]
+    report.write_csv(out / "scores.csv", rows, report.COLUMNS)
+    print(report.table(rows, report.COLUMNS, digits=5 if options.regions else 2))
+    refused = sum(record["status"] != "scored" for record in records)
+    print(f"{len(records)} scans: {len(records) - refused} scored, {refused} refused; {out / 'scores.csv'}")
+    return int(refused > 0 or not records)
+
+
+def parse(argv):
+    """The command line as a namespace; argparse ends the program on a mistake, with the expected form."""
+    parser = argparse.ArgumentParser(prog="python -m cacjax.score", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add(
+        "scan",
+        nargs="+",
+        metavar="SCAN",
+        help="file, DICOM folder or zip, folder of those, or folder with manifest.csv",
+    )
+    add("--workdir", help="training folder: the newest checkpoint in it detects (not needed with --regions)")
+    add("--out", required=True, help="folder for the results; files of the same scan are overwritten")
+    add("--regions", help="score these candidate regions instead of detecting: each label one row")
+    add("--heart", help="limit detection to this heart mask (for all scans; a manifest brings its own)")
+    add(
+        "--threshold-hu",
+        type=float,
+        help="scan threshold in HU, e.g. aortic mean + 3 SD of a CCTA (default: the manifest's, else 130)",
+    )
+    add(
+        "--fp-reduction",
+        choices=flow.FP_REDUCTION,
+        default="paper",
+        help="how false positives are reduced (default: paper)",
+    )
+    add("--rule", choices=tuple(rules.RULES), default=rules.DEFAULT, help=f"scoring rule (default: {rules.DEFAULT})")
+    add("--mass-factor", type=float, help="calcium calibration in mg per cm³ and HU; without it no mass is given")
+    add(
+        "--save-probability",
+        action="store_true",
+        help="also write the probability of coronary calcium of every candidate voxel",
+    )
+    add("--resume", action="store_true", help="keep scans that an earlier run finished with the same settings")
+    options = parser.parse_args(argv)
+    if not options.regions and not options.workdir:
+        parser.error("expected --workdir (a trained detector) or --regions (candidate regions to score)")
+    return options
+
+
+def describe_device():
+    """The device that computes, in words, e.g. `cpu (8 x TFRT_CPU)`."""
+    devices = jax.devices()
+    return f"{devices[0].platform} ({len(devices)} x {devices[0].device_kind})"
+
+
+def gather(options):
+    """Jobs in the order of the command line. A manifest that cannot be read is one refused job."""
+    jobs = []
+    for path in options.scan:
+        if manifest.locate(path):
+            jobs += _from_manifest(path, options)
+        else:
+            jobs += [_job(source.name, source, options) for source in scan.find([path])]
+    return [job._replace(name=name) for job, name in zip(jobs, manifest.unique([job.name for job in jobs]))]
+
+
+def _from_manifest(path, options):
+    try:
+        rows = manifest.read(path)
+    except manifest.ManifestError as error:
+        refusal = scan.ScanError("bad_manifest", str(error))
+        return [_job(manifest.stem(path).replace("/", "_"), scan.Source(str(path), str(path), None, refusal), options)]
+    return [_job(row.name, _single(row), options, row) for row in rows]
+
+
+def _single(row):
+    """The one scan that a manifest row names; several or none make the row a refusal."""
+    sources = scan.find([row.scan])
+    if len(sources) == 1:
+        return sources[0]
+    text = f"{row.scan}: expected one scan for this row of {manifest.NAME}, found {len(sources)}"
+    return scan.Source(row.name, str(row.scan), None, scan.ScanError("bad_manifest", text))
+
+
+def _job(name, source, options, row=None):
+    heart = pathlib.Path(options.heart) if options.heart else row and row.heart
+    if options.threshold_hu is not None:
+        return Job(name, source, heart, options.threshold_hu, "option")
+    if row and row.threshold_hu is not None:
+        return Job(name, source, heart, row.threshold_hu, "manifest")
+    return Job(name, source, heart, None, "assumed non-contrast")
+
+
+def load_detector(workdir):
+    """(config, predict) of the newest checkpoint in `workdir`; predict(hu, box) -> Prediction on the network's grid."""
+    from cacjax import train
+
+    return train.load(workdir)
+
+
+def run(jobs, out, options, detector):
+    """Score all jobs one after another; returns their records. Nothing that one scan does stops the next."""
+    records = []
+    with tqdm(jobs, unit="scan", disable=None) as progress:
+        for job in progress:
+            start = time.perf_counter()
+            record = _kept(job, out, options, detector) if options.resume else None
+            record = record or score_one(job, out, options, detector)
+            records.append(record)
+            progress.write(_line(record, time.perf_counter() - start), file=sys.stderr)
+    return records
+
+
+def score_one(job, out, options, detector):
+    """Score one job and write its files; the record is written last, so a complete record means complete files."""
+    for suffix in OUTPUTS:
+        (out / f"{job.name}{suffix}").unlink(missing_ok=True)
+    record = {"scan": job.name, "path": str(job.source.path), "settings": settings(job, options, detector)}
+    record["versions"] = versions()
+    try:
+        record |= _score_and_write(job, out, options, detector)
+    except scan.ScanError as error:
+        record |= refusal(job, error.code, str(error))
+    except Exception as error:
+        record |= refusal(job, "internal_error", f"{type(error).__name__}: {error}")
+        record["traceback"] = traceback.format_exc()
+    report.write_json(out / f"{job.name}.json", record)
+    return record
+
+
+def _score_and_write(job, out, options, detector):
+    if job.source.error is not None:
+        raise job.source.error
+    result = score(
+        job.source,
+        detector=detector,
+        heart=job.heart,
+        regions=options.regions,
+        threshold_hu=job.threshold_hu,
+        rule=options.rule,
+        mass_factor=options.mass_factor,
+        fp_reduction=options.fp_reduction,
+    )
+    start = time.perf_counter()
+    flow.write(result, out, job.name, save_probability=options.save_probability)
+    timings = result.record["timings_s"] | {"write": time.perf_counter() - start}
+    rows = [{"scan": job.name, "status": "scored", "reason": "", **row} for row in result.rows]
+    return {"status": "scored", "reason": "", **result.record, "timings_s": timings, "rows": rows}
+
+
+def refusal(job, code, message):
+    """What the record of a refused scan says: status, reason code, message, and one row."""
+    row = {"scan": job.name, "status": "refused", "reason": code}
+    return {"status": "refused", "reason": code, "message": message, "rows": [row]}
+
+
+def settings(job, options, detector):
+    """All that decides a result, as plain values: --resume keeps a record only while these are equal."""
+    keys = ("regions", "rule", "mass_factor", "fp_reduction", "save_probability", "workdir")
+    chosen = {key: getattr(options, key) for key in keys}
+    chosen |= {
+        "heart": job.heart and str(job.heart),
+        "threshold_hu": job.threshold_hu,
+        "threshold_from": job.threshold_from,
+    }
+    return report.plain(chosen | {"step": getattr(detector[0], "step", None) if detector else None})
+
+
+def versions():
+    """Versions of the program and of what computes, and the device."""
+    import numpy
+
+    found = {"cacjax": cacjax.__version__, "jax": jax.__version__, "numpy": numpy.__version__}
+    return found | {"python": sys.version.split()[0], "device": describe_device()}
+
+
+def _kept(job, out, options, detector):
+    """The record of an earlier run if it was finished with the same settings, else None."""
+    try:
+        record = json.loads((out / f"{job.name}.json").read_text())
+    except (OSError, ValueError):
+        return None
+    same = record.get("settings") == settings(job, options, detector) and record.get("path") == str(job.source.path)
+    return record | {"kept": True} if same and record.get("status") == "scored" else None
+
+
+def _line(record, seconds):
+    """The log line of one scan."""
+    if record.get("kept"):
+        return f"{record['scan']}: kept from an earlier run"
+    if record["status"] != "scored":
+        return f"{record['scan']}: refused ({record['reason']}): {record['message']}"
+    total = next((row for row in record["rows"] if row["artery"] == "CAC"), None)
+    text = f"Agatston {total['agatston']:.1f} ({total['category']})" if total else f"{len(record['rows'])} regions"
+    return f"{record['scan']}: {text}, {seconds:.1f} s"
+
+
+class _Callable(types.ModuleType):
+    """`cacjax.score(path)` is the function, although importing this module binds the same name to the module."""
+
+    def __call__(self, path_or_scan, **options):
+        return score(path_or_scan, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
+
+if __name__ == "__main__":
+    raise SystemExit(main())
