@@ -153,7 +153,8 @@ def batch_shardings(config, mesh) -> dict:
 
 def make_batches(config, step: int):
     """The loader of a config's streams, at the position that follows from `step`."""
-    options = {"margin": margin(config.model.dilations), "planes": sampling.PLANES[: config.model.planes], "slab": config.model.slab}
+    planes = sampling.PLANES[: config.model.planes]
+    options = {"margin": margin(config.model.dilations), "planes": planes, "slab": config.model.slab}
 
     def spec(stream):
         own = {k: v for k, v in stream.items() if k not in ("count", "split")}

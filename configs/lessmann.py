@@ -4,7 +4,7 @@ Paper:     Lessmann et al. 2018 (first stage), as retrained by Zhai et al. 2022,
 Command:   python -m cacjax.train --config lessmann.py --workdir runs/lessmann
 Expected:  on non-contrast CT sensitivity .89, F1 .66 (Zhai 2022, Table 2, first column; their data are not public)
 Variants:  lessmann.py:tiny        one orientation, 16 channels, trained on whole maps: minutes on a laptop
-           lessmann.py:tiny,tone   the same with random tone curves as augmentation, which alone carries over to contrast-enhanced CT
+           lessmann.py:tiny,tone   the same with random tone curves as augmentation, which alone carries over to CCTA
            lessmann.py:tone        published size with tone curves
 """
 
