@@ -1,0 +1,247 @@
+"""Scanning a patient: protocols as published sites run them, contrast, timing, and the simulated image with its exact calcium map."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cacjax.phantom import motion, noise
+from cacjax.phantom.anatomy import stream
+from cacjax.phantom.lumen import vessel_samples, wall_mm
+from cacjax.phantom.render import Grid, render, tissue_at
+from cacjax.phantom.splat import Optics, Samples, splat
+
+PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
+COHORT_OF = {"chest": "screening", "cardiac": "cardiac", "ccta": "cardiac", "rtp": "rtp"}
+FWHM = 2.3548
+HU_PER_DENSITY = 1.30  # HU per mg/cm3 of hydroxyapatite at 120 kVp
+CALCIUM_GAIN = {70: 1.59, 80: 1.37, 90: 1.24, 100: 1.14, 120: 1.0, 140: 0.92}
+IODINE_GAIN = {70: 1.90, 80: 1.62, 90: 1.42, 100: 1.26, 120: 1.0}
+WALL_HU, WASHOUT_MM = 45.0, 110.0
+
+
+class Protocol(NamedTuple):
+    """One acquisition. Lengths mm, times s; blood: HU per compartment; washout: HU lost per mm along a contrasted artery."""
+
+    kind: str
+    kvp: int
+    contrast: bool
+    gated: bool
+    fov_mm: float
+    thickness_mm: float
+    increment_mm: float
+    centre_mm: tuple
+    z_range_mm: tuple
+    kernel: str
+    fwhm_mm: float
+    noise_hu: float
+    window_s: float
+    rr_s: float
+    phase: float
+    start_s: float
+    table_mm_s: float
+    blood: dict
+    washout: float
+
+
+class Scan(NamedTuple):
+    """hu, clean, calcium float32 [z, y, x]; cls uint8: class of the largest calcium contribution; lesions: (lesion number,
+    calcium voxels above a level) see `simulate`; timing: when each slice was seen."""
+
+    hu: np.ndarray
+    clean: np.ndarray
+    calcium: np.ndarray
+    cls: np.ndarray
+    heart: np.ndarray
+    seen: dict
+    timing: motion.Timing
+
+
+def sample_protocol(kind: str, anatomy: dict, scan_seed: int) -> Protocol:
+    """A random acquisition of one kind ("chest", "cardiac", "ccta", "rtp") for a patient."""
+    if kind not in PROTOCOLS:
+        raise ValueError(f"protocol must be one of {', '.join(PROTOCOLS)}, got {kind!r}")
+    g = stream(scan_seed, 404)
+    settings = {"chest": _chest, "cardiac": _cardiac, "ccta": _ccta, "rtp": _rtp}[kind](g, anatomy["bmi"])
+    settings = {"kind": kind, "kvp": 120, "contrast": False, "gated": False, "kernel": "soft", "phase": 0.0, "table_mm_s": 0.0} | settings
+    rr = 60.0 / settings.pop("rate")
+    blood, washout = _contrast(g, settings["kvp"]) if settings["contrast"] else (_native_blood(anatomy), 0.0)
+    return Protocol(rr_s=rr, start_s=g.uniform(0, rr), blood=blood, washout=washout, **settings)
+
+
+def _chest(g, bmi):
+    thickness = float(g.choice([1.0, 1.25, 2.0, 2.5, 3.0], p=[0.08, 0.2, 0.4, 0.2, 0.12]))
+    kernel = str(g.choice(["soft", "sharp"], p=[0.7, 0.3]))
+    fwhm, louder = {"soft": (g.uniform(0.95, 1.25), 1.0), "sharp": (g.uniform(0.65, 0.8), 2.3)}[kernel]
+    return {
+        "kvp": int(g.choice([120, 140], p=[0.85, 0.15])),
+        "fov_mm": float(np.clip(g.normal(345 + 3 * (bmi - 26), 18), 280, 450)),
+        "thickness_mm": thickness,
+        "increment_mm": {1.0: 0.8, 1.25: 1.25, 2.0: 1.8, 2.5: 2.0, 3.0: 2.5}[thickness],
+        "centre_mm": (0.0, 4.0),
+        "z_range_mm": (-130.0, 150.0),
+        "kernel": kernel,
+        "fwhm_mm": fwhm,
+        "noise_hu": g.uniform(15, 27) * louder * (2.0 / thickness) ** 0.5 * np.exp(0.022 * (bmi - 26)),
+        "window_s": g.uniform(0.25, 0.40),
+        "table_mm_s": g.uniform(28, 60),
+        "rate": float(np.clip(g.normal(70, 11), 48, 105)),
+    }
+
+
+def _cardiac(g, bmi):
+    return {
+        "gated": True,
+        "fov_mm": float(g.uniform(155, 250)),
+        "thickness_mm": 3.0,
+        "increment_mm": 1.5,
+        "centre_mm": (20.0, -24.0),
+        "z_range_mm": (-72.0, 66.0),
+        "fwhm_mm": g.uniform(0.85, 1.05),
+        "noise_hu": g.uniform(15, 24) * np.exp(0.02 * (bmi - 26)),
+        "window_s": 0.135,
+        "phase": 0.75,
+        "rate": float(np.clip(g.normal(62, 8), 45, 85)),
+    }
+
+
+def _ccta(g, bmi):
+    choices = ([70, 80, 90, 100, 120], [0.16, 0.22, 0.18, 0.27, 0.17]) if bmi < 31 else ([100, 120], [0.4, 0.6])
+    return _cardiac(g, bmi) | {
+        "contrast": True,
+        "kvp": int(g.choice(choices[0], p=choices[1])),
+        "fov_mm": float(g.uniform(130, 225)),
+        "thickness_mm": 0.6,
+        "increment_mm": 0.4,
+        "centre_mm": (22.0, -24.0),
+        "z_range_mm": (-66.0, 62.0),
+        "fwhm_mm": g.uniform(0.62, 0.80),
+        "noise_hu": g.uniform(20, 36) * np.exp(0.012 * (bmi - 26)),
+        "window_s": 0.066,
+        "phase": 0.72,
+    }
+
+
+def _rtp(g, bmi):
+    return {
+        "fov_mm": float(g.uniform(470, 700)),
+        "thickness_mm": 3.0,
+        "increment_mm": 3.0,
+        "centre_mm": (0.0, 10.0),
+        "z_range_mm": (-150.0, 150.0),
+        "fwhm_mm": g.uniform(1.25, 1.6),
+        "noise_hu": g.uniform(10, 17) * np.exp(0.02 * (bmi - 26)),
+        "window_s": g.uniform(0.3, 0.45),
+        "table_mm_s": g.uniform(30, 48),
+        "rate": float(np.clip(g.normal(70, 11), 48, 105)),
+    }
+
+
+def _native_blood(anatomy):
+    names = ("art", "pvn", "right", "pulm", "svc", "ra", "ven")
+    return {name: float(anatomy["hu_tis"][2]) for name in names} | {"myo": float(anatomy["hu_tis"][3]), "mix": 0.0}
+
+
+def _contrast(g, kvp):
+    """HU of the compartments of a coronary CT angiogram, and the HU per mm that an artery loses."""
+    arterial = float(np.clip(g.normal(430, 70), 280, 620) * (IODINE_GAIN[kvp] / 1.35) ** 0.35)
+    right = arterial * float(np.clip(g.beta(2, 2.6), 0.08, 1.05))
+    blood = {
+        "art": arterial,
+        "pvn": arterial * g.uniform(0.92, 1.06),
+        "right": right,
+        "pulm": 0.5 * (right + arterial) * g.uniform(0.8, 1.1),
+        "svc": right * g.uniform(0.7, 2.0) + 40,
+        "ra": right * g.uniform(0.7, 1.15),
+        "ven": g.uniform(60, 160),
+        "myo": g.normal(98, 12),
+        "mix": 0.10 * right,
+    }
+    return blood, g.uniform(0.2, 1.1)
+
+
+def sample_timing(protocol: Protocol, grid: Grid, centre_mm, scan_seed: int, *, breath=(0.0, 4.0, 0.0), lift_mm=0.0) -> motion.Timing:
+    """When each slice is seen and how this breath-hold lies.
+
+    Gated: jitter of 40 ms and a rigid step of .5-1 mm per 38 mm slab. Every breath-hold turns the heart by about 3 degrees and moves it
+    by about 2 mm, so that two of them differ by 3-5 degrees and 3 mm.
+    """
+    g = stream(scan_seed, 505)
+    z = grid.axis(0)
+    rr = protocol.rr_s * float(np.clip(g.normal(1, 0.05), 0.85, 1.15))
+    shift = np.zeros((len(z), 3))
+    if protocol.gated:
+        slab = motion.slab_index(z)
+        jitter, steps = g.normal(0, 0.040, slab.max() + 1), g.normal(0, 0.43, (slab.max() + 1, 3))
+        time = (protocol.phase * rr + g.normal(0, 0.02) + jitter)[slab]
+        shift = steps[slab]
+    else:
+        time = protocol.start_s + (z - z[0]) / protocol.table_mm_s
+    rotation = motion.sample_rotation(g, g.normal(0, 3.0))
+    return motion.Timing(time, protocol.window_s, rr, shift, rotation, g.normal(0, 1.25, 3), np.asarray(centre_mm), breath, lift_mm)
+
+
+def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noise_seed: int) -> Scan:
+    """The scan of a patient. clean = noise-free image; calcium = its exact calcium part; clean - calcium = the healthy twin.
+
+    `seen` maps lesion number -> voxels with calcium above 2.5 noise SD.
+    """
+    optics = Optics(protocol.fwhm_mm / FWHM, protocol.thickness_mm, 0.18 * protocol.thickness_mm + 0.15)
+    psf = (optics.sigma_mm, protocol.thickness_mm / np.sqrt(12))
+    couch = protocol.kind in ("chest", "rtp")
+    clean, heart = render(patient.anatomy, grid, timing, protocol.blood, psf, couch)
+    _add_arteries(clean, patient, protocol, grid, timing, optics)
+    calcium, cls, seen = _calcium(patient, protocol, grid, timing, optics)
+    clean += calcium
+    hu = clean.copy()
+    if protocol.kernel == "sharp":
+        noise.boost_edges(hu, grid)
+    noise.add_noise(hu, grid, protocol, noise_seed, noise.radial_sd(grid, patient.anatomy))
+    hu = np.clip(np.round(hu), -1024, 3071).astype(np.int16)
+    return Scan(hu, clean, calcium, cls, heart, seen, timing)
+
+
+def _moving(points, beat, amplitude, timing):
+    """Samples in the scanner: breath-hold pose applied to positions and to the direction of the beat."""
+    position = motion.from_reference(points, timing)
+    return Samples(position.astype(np.float32), (beat @ timing.rotation.T).astype(np.float32), amplitude.astype(np.float32))
+
+
+def _add_arteries(image, patient, protocol, grid, timing, optics):
+    step = max(0.40, 1.1 * optics.sigma_mm) if protocol.contrast else max(0.80, 1.5 * optics.sigma_mm)
+    v = vessel_samples(patient.tree, patient.anatomy, max_step_mm=step)
+    under, beat = tissue_at(patient.anatomy, v["pos"], protocol.blood)
+    lumen = protocol.blood["art"] - protocol.washout * np.minimum(v["s"], WASHOUT_MM)
+    amplitude = ((lumen - WALL_HU) * v["cl"] + (WALL_HU - under) * v["co"]) * v["dV"]
+    drawn = splat(_moving(v["pos"], beat, amplitude, timing), grid, timing, optics, protocol.gated)
+    if drawn is not None:
+        image[drawn[0]] += drawn[1]
+
+
+def calcium_samples(patient, protocol: Protocol, timing: motion.Timing) -> Samples:
+    """All calcium as moving samples; amplitude = (its HU - the HU it replaces) x volume."""
+    c = patient.calcium
+    under, beat = tissue_at(patient.anatomy, c["pos"], protocol.blood)
+    in_wall = c["rho"] < c["rl"] + wall_mm(c["rl"])
+    replaced = np.where(c["rho"] < c["rl"], protocol.blood["art"], np.where(in_wall, WALL_HU, under))
+    hu = WALL_HU + HU_PER_DENSITY * CALCIUM_GAIN[protocol.kvp] * c["c"]
+    return _moving(c["pos"], beat, (hu - replaced) * c["dV"], timing)
+
+
+def _calcium(patient, protocol, grid, timing, optics):
+    """Sum of all lesions, the class that contributes most per voxel, and how many voxels show each lesion."""
+    total, cls, best = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.uint8), np.zeros(grid.shape, np.float32)
+    seen, c = {}, patient.calcium
+    if len(c["pos"]) == 0:
+        return total, cls, seen
+    samples = calcium_samples(patient, protocol, timing)
+    for wanted in np.unique(c["cls"]):
+        part = np.zeros(grid.shape, np.float32)
+        for lesion in np.unique(c["lid"][c["cls"] == wanted]):
+            drawn = splat(samples.take(c["lid"] == lesion), grid, timing, optics, protocol.gated)
+            seen[int(lesion)] = 0 if drawn is None else int((drawn[1] > 2.5 * protocol.noise_hu).sum())
+            if drawn is not None:
+                part[drawn[0]] += drawn[1]
+        total += part
+        stronger = part > best
+        cls[stronger], best[stronger] = wanted, part[stronger]
+    return total, cls, seen

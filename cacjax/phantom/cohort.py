@@ -1,0 +1,139 @@
+"""Cohorts of synthetic scans: one scan, a scan-rescan pair, and a folder of files with their truth."""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from cacjax.phantom import observer
+from cacjax.phantom.acquisition import COHORT_OF, Protocol, Scan, sample_protocol, sample_timing, simulate
+from cacjax.phantom.anatomy import Patient, sample_patient, stream
+from cacjax.phantom.render import Grid
+
+NETWORK_SPACING_MM = (1.5, 0.66, 0.66)
+MATRIX = 512
+# Slice thickness of scans that were resampled to the network's grid before use, as the published sites did.
+RESAMPLED_MM = {"chest": 3.0, "cardiac": 3.0, "ccta": 0.8, "rtp": 3.0}
+MIN_FWHM_PIXELS = 1.29
+_HEART_MARGIN_MM = 4.0
+
+
+class Phantom(NamedTuple):
+    """One synthetic scan: hu int16, label uint8, heart bool, calcium float32 (noise-free, HU), clean float32, all [z, y, x].
+
+    affine [4, 4] maps (z, y, x, 1) to LPS mm; truth: see `make_scan`.
+    """
+
+    hu: np.ndarray
+    label: np.ndarray
+    heart: np.ndarray
+    calcium: np.ndarray
+    clean: np.ndarray
+    affine: np.ndarray
+    truth: dict
+
+
+def make_scan(protocol: str, seed: int, *, scan_seed: int | None = None, shape=None, spacing_mm=None) -> Phantom:
+    """One scan of patient `seed`; protocol is "chest", "cardiac", "ccta" or "rtp"; equal arguments give equal scans, bit for bit.
+
+    Without shape and spacing_mm: the protocol's own matrix of 512 x 512. With either: a heart-centred grid as prepared for a network,
+    by default 1.5 x .66 x .66 mm. `scan_seed` changes settings, timing, position and noise, not the patient.
+    truth: protocol, seed, scan_seed, kvp, threshold_hu, aorta_hu, arterial_hu, noise_hu, contrast, thickness_mm, lesions (list of
+    dicts), agatston, volume_mm3 and pseudo_mass (dicts per artery and total, as marked), true_volume_mm3, true_mass_mg, age, bmi, female.
+    """
+    if protocol not in COHORT_OF:
+        raise ValueError(f"protocol must be one of {', '.join(COHORT_OF)}, got {protocol!r}")
+    scan_seed = seed * 31 + 7 if scan_seed is None else scan_seed
+    patient = sample_patient(seed, COHORT_OF[protocol])
+    settings = sample_protocol(protocol, patient.anatomy, scan_seed)
+    return _scan(patient, settings, seed, scan_seed, shape, spacing_mm)
+
+
+def make_pair(protocol: str, seed: int, *, shape=None, spacing_mm=None) -> tuple[Phantom, Phantom]:
+    """Two scans of one patient with the same settings: other noise, timing, heart rate, breath-hold and table position.
+
+    "rtp": the first in free breathing, the second in deep inspiration (heart and diaphragm 14 mm lower).
+    """
+    patient = sample_patient(seed, COHORT_OF[protocol])
+    first, second = seed * 31 + 7, seed * 31 + 7 + 1_000_003
+    settings = sample_protocol(protocol, patient.anatomy, first)
+    again = settings._replace(start_s=sample_protocol(protocol, patient.anatomy, second).start_s)
+    held = {"breath": (0.0, 4.0, 0.0), "lift_mm": -14.0} if protocol == "rtp" else {}
+    g = stream(first, 909)
+    free = {"breath": (g.uniform(3, 7), g.uniform(3.2, 5.2), g.uniform(0, 6.28))} if protocol == "rtp" else {}
+    return (
+        _scan(patient, settings, seed, first, shape, spacing_mm, **free),
+        _scan(patient, again, seed, second, shape, spacing_mm, **held),
+    )
+
+
+def _scan(patient: Patient, settings: Protocol, seed, scan_seed, shape, spacing_mm, **breathing) -> Phantom:
+    centre = heart_centre(patient)
+    if shape is None and spacing_mm is None:
+        grid = _native_grid(settings)
+    else:
+        spacing_mm = tuple(float(s) for s in spacing_mm or NETWORK_SPACING_MM)
+        settings, grid = _resampled(settings, shape or (80, 208, 208), spacing_mm, centre, breathing.get("lift_mm", 0.0), scan_seed)
+    timing = sample_timing(settings, grid, centre, scan_seed, **breathing)
+    scan = simulate(patient, settings, grid, timing, scan_seed)
+    mean, sd = observer.aortic_roi(scan.hu, patient.anatomy, grid, timing)
+    threshold = mean + 3 * sd if settings.contrast else observer.NATIVE_THRESHOLD_HU
+    label = observer.mark(scan, threshold, settings.contrast)
+    truth = _truth(patient, settings, scan, label, grid) | {"threshold_hu": threshold, "aorta_hu": mean}
+    truth = {"seed": seed, "scan_seed": scan_seed} | truth
+    return Phantom(scan.hu, label, scan.heart, scan.calcium, scan.clean, affine_of(grid), truth)
+
+
+def heart_centre(patient: Patient):
+    """Middle [3] in mm of the box that holds the coronary arteries."""
+    points = np.concatenate([seg["c"] for seg in patient.tree if seg["cls"] <= 3])
+    return 0.5 * (points.min(0) + points.max(0))
+
+
+def _native_grid(settings: Protocol) -> Grid:
+    pixel, dz = settings.fov_mm / MATRIX, settings.increment_mm
+    bottom, top = settings.z_range_mm
+    corner = [c - pixel * (MATRIX - 1) / 2 for c in settings.centre_mm]
+    return Grid((int((top - bottom) / dz) + 1, MATRIX, MATRIX), (dz, pixel, pixel), (*corner, bottom))
+
+
+def _resampled(settings: Protocol, shape, spacing_mm, centre, lift_mm, scan_seed):
+    """Settings and heart-centred grid (within some mm) of a scan that was resampled to `spacing_mm`."""
+    g = stream(scan_seed, 606)
+    middle = centre + g.uniform(-1, 1, 3) * _HEART_MARGIN_MM * np.array([1, 1, 0.5]) + [0, 0, lift_mm]
+    origin = [middle[2 - k] - spacing_mm[k] * (shape[k] - 1) / 2 for k in (2, 1, 0)]
+    thickness = max(RESAMPLED_MM[settings.kind], spacing_mm[0] if spacing_mm[0] > 3 else 0.0)
+    quieter = {"sharp": 0.75, "soft": 0.9 if settings.contrast else 1.0}[settings.kernel]
+    if settings.kind == "chest":
+        quieter *= np.sqrt(settings.thickness_mm / thickness)
+    fwhm = max(settings.fwhm_mm, MIN_FWHM_PIXELS * max(spacing_mm[1:]))
+    settings = settings._replace(thickness_mm=thickness, fwhm_mm=fwhm, noise_hu=settings.noise_hu * quieter)
+    return settings, Grid(tuple(int(s) for s in shape), spacing_mm, tuple(origin))
+
+
+def affine_of(grid: Grid):
+    """float64 [4, 4]: affine @ (z, y, x, 1) = (X, Y, Z, 1) in LPS mm."""
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0], [0, 1, 2]] = grid.spacing_mm
+    affine[:3, 3], affine[3, 3] = grid.origin_mm, 1.0
+    return affine
+
+
+def _truth(patient, settings, scan: Scan, label, grid):
+    anatomy, c = patient.anatomy, patient.calcium
+    lesions = [lesion | {"visible": scan.seen.get(lesion["id"], 0) >= 3} for lesion in c["lesions"]]
+    coronary = c["cls"] <= 3
+    return {
+        "protocol": settings.kind,
+        "kvp": settings.kvp,
+        "contrast": settings.contrast,
+        "kernel": settings.kernel,
+        "arterial_hu": settings.blood["art"] if settings.contrast else 0.0,
+        "noise_hu": float(settings.noise_hu),
+        "thickness_mm": settings.thickness_mm,
+        "age": anatomy["age"],
+        "bmi": anatomy["bmi"],
+        "female": bool(anatomy["female"]),
+        "lesions": lesions,
+        "true_volume_mm3": float(c["dV"][coronary].sum()),
+        "true_mass_mg": float((c["dV"] * c["c"])[coronary].sum() / 1000),
+    } | observer.scores(scan.hu, label, grid.spacing_mm)
