@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 import cacjax.phantom
-from cacjax import data, datasets, manifest
-from cacjax.datasets import phantom, records
+from cacjax import data, datasets, manifest, scan, spatial
+from cacjax.datasets import folder, phantom, records
 from cacjax.sampling import StreamSpec
 
 SHAPE, SPACING = (5, 9, 12), (1.5, 0.7, 0.66)
@@ -150,9 +150,94 @@ def test_processes_prepare_in_order_and_without_tensorflow(tmp_path):
     assert "5/5" in done.stderr and "Traceback" not in done.stderr
 
 
-def write_manifest(folder, rows):
+@pytest.fixture
+def scans(tmp_path):
+    """Three scans of unequal sides, a mask and a heart for the first, a mask with an unknown label, one file missing."""
+    rng, affine = np.random.default_rng(0), np.eye(4)
+    affine[:3, :3] = np.diag(SPACING)[::-1]
+    place = tmp_path / "scans"
+    place.mkdir()
+    hu = rng.integers(-900, 900, (3, *SHAPE)).astype(np.float32)
+    label = rng.integers(0, 7, SHAPE)
+    for i in range(3):
+        scan.write_image(hu[i], affine, place / f"s{i}.nii.gz")
+    scan.write_image(label, affine, place / "s0_label.nii.gz", np.uint8)
+    scan.write_image(label > 3, affine, place / "s0_heart.nii.gz", np.uint8)
+    scan.write_image(label + 7, affine, place / "s2_label.nii.gz", np.uint8)
+    rows = [
+        {"scan": "s0.nii.gz", "mask": "s0_label.nii.gz", "heart": "s0_heart.nii.gz", "split": "source_train"},
+        {"scan": "s1.nii.gz", "split": "target_train", "protocol": "ccta", "threshold_hu": "410.5", "aorta_hu": "350"},
+        {"scan": "s2.nii.gz", "mask": "s2_label.nii.gz", "split": "source_train"},
+        {"scan": "s3.nii.gz", "split": "source_train"},
+        {"scan": "s1.nii.gz", "split": "source_train", "domain": "elsewhere"},
+    ]
+    write_manifest(place, rows)
+    config = {"kind": "folder", "directory": str(tmp_path / "data"), "workers": 0, "manifest": str(place)}
+    return types.SimpleNamespace(place=place, rows=rows, hu=hu, label=label, config=config | {"spacing_mm": SPACING})
+
+
+def write_manifest(place, rows):
     columns = ("scan", "mask", "heart", "split", "domain", "protocol", "threshold_hu", "aorta_hu")
-    with (folder / manifest.NAME).open("w", newline="") as file:
+    with (place / manifest.NAME).open("w", newline="") as file:
         table = csv.DictWriter(file, columns)
         table.writeheader()
         table.writerows(rows)
+
+
+def test_folder_comes_back_and_names_the_rows_it_left_out(scans, capsys):
+    sources = open_quietly(scans.config)
+    (first,), (second,) = sources["source_train"], sources["target_train"]
+    np.testing.assert_array_equal(first["hu"], scans.hu[0])
+    np.testing.assert_array_equal(first["label"], scans.label)
+    np.testing.assert_array_equal(first["heart"], scans.label > 3)
+    assert first["labelled"] and np.isnan(first["threshold_hu"]) and first["domain"] == b"source"
+    np.testing.assert_allclose(first["spacing_mm"], SPACING, rtol=1e-5)
+    assert not second["labelled"] and not second["label"].any() and second["domain"] == b"target"
+    assert (second["threshold_hu"], second["aorta_hu"], second["protocol"]) == (410.5, 350, b"ccta")
+    told = capsys.readouterr().err
+    assert "3 rows left out" in told
+    with open(told.split("see ")[1].strip(), newline="") as file:
+        rejected = list(csv.DictReader(file))
+    assert [(row["scan"], row["reason"]) for row in rejected] == [
+        ("s2.nii.gz", "ValueError"),
+        ("s3.nii.gz", "not_found"),
+        ("s1.nii.gz", "ValueError"),
+    ]
+    assert "mask holds [7, 8, 9, 10, 11]" in rejected[0]["message"] and "elsewhere" in rejected[2]["message"]
+
+
+def test_a_changed_folder_is_prepared_anew(scans):
+    open_quietly(scans.config)
+    write_manifest(scans.place, scans.rows[:2] + [{"scan": "s2.nii.gz", "split": "source_train"}])
+    assert len(open_quietly(scans.config)["source_train"]) == 2
+
+
+def test_no_usable_row_is_an_error_that_names_the_manifest(scans):
+    write_manifest(scans.place, scans.rows[2:])
+    with pytest.raises(manifest.ManifestError, match=r"manifest.csv: none of the 3 rows of split 'source_train'"):
+        open_quietly(scans.config)
+    write_manifest(scans.place, [])
+    with pytest.raises(manifest.ManifestError, match=r"manifest.csv: no rows"):
+        open_quietly(scans.config)
+    with pytest.raises(manifest.ManifestError, match="expected a manifest"):
+        open_quietly(scans.config | {"manifest": str(scans.place / "nowhere")})
+
+
+def test_grid_keeps_the_outer_voxel_centres_and_turns_flipped_scans(scans):
+    image = scan.read(scans.place / "s0.nii.gz")
+    hu, mask, heart, affine = folder.to_grid(image, scans.label, None, (1.0, 0.5, 0.9), order=3)
+    np.testing.assert_allclose(hu, spatial.resample(image.hu, SPACING, (1.0, 0.5, 0.9), order=3)[0], atol=0.5)
+    assert hu.shape == mask.shape == (8, 13, 9) and heart is None and set(np.unique(mask)) <= set(range(7))
+    corner = np.array(SHAPE) - 1
+    np.testing.assert_allclose(affine @ [7, 12, 8, 1], image.affine @ [*corner, 1], atol=1e-6)
+    flipped = image.affine @ np.array([[-1, 0, 0, corner[0]], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    turned = folder.to_grid(image._replace(hu=image.hu[::-1], affine=flipped), None, None, (1.0, 0.5, 0.9), order=3)
+    np.testing.assert_array_equal(turned[0], hu)
+    np.testing.assert_allclose(turned[3], affine, atol=1e-9)
+
+
+def test_overlay_codes_become_classes():
+    found = folder.to_classes(np.array([[[0, 8, 9, 10, 15, 52, 57, 53, 58]]], np.int16), folder.OVERLAY)
+    np.testing.assert_array_equal(found, [[[0, 1, 2, 3, 4, 4, 4, 5, 6]]], strict=False)
+    with pytest.raises(ValueError, match=r"mask holds \[-1, 11\]"):
+        folder.to_classes(np.array([11, -1, 8], np.int16), folder.OVERLAY)
