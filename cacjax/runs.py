@@ -68,10 +68,16 @@ def find(mask, breaks=None):
     """The packed runs of a bool mask [z, y, x]; where `breaks` (same shape) is true a new run begins even inside a row of ones."""
     if mask.size >= 1 << 31:
         raise ValueError(f"mask must hold fewer than 2^31 voxels, got shape {mask.shape}")
-    words = lax.optimization_barrier(pack(mask).reshape(-1, -(-mask.shape[-1] // WORD)))
+    width = -(-mask.shape[-1] // WORD)
+    return index(pack(mask).reshape(-1, width), None if breaks is None else pack(breaks).reshape(-1, width))
+
+
+def index(words, breaks=None):
+    """`find` on packed words [rows, words] and breaks of the same shape."""
+    words = lax.optimization_barrier(words)
     starts = words & ~(words << 1)
     if breaks is not None:
-        starts = starts | (words & pack(breaks).reshape(words.shape))
+        starts = starts | (words & breaks)
     counts = popcount(starts)
     within = _dot_counts(counts, np.triu(np.ones((counts.shape[1],) * 2, np.float32), 1))
     total = counts.sum(1, dtype=jnp.int32)
