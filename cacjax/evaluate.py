@@ -17,9 +17,10 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from cacjax import detection, lesions, manifest, report, scan
+from cacjax import detection, geometry, lesions, manifest, report, scan, spatial, volume
 from cacjax.scores import CLASSES
 
+HEART_DILATION_MM = 5.0
 log = logging.getLogger("cacjax.evaluate")
 TARGETS = {"CAC": (1, 2, 3)} | {name: (number,) for number, name in enumerate(CLASSES) if number}
 STAGES = {"mask": "yes", "detected": "no"}
@@ -142,7 +143,9 @@ def load(row, *, connectivity):
     label = scan.read_mask(row.mask, image)
     heart = None if row.heart is None else scan.read_mask(row.heart, image) > 0
     threshold_hu = detection.NON_CONTRAST_HU if row.threshold_hu is None else row.threshold_hu
-    candidates = (image.hu >= threshold_hu) & (True if heart is None else heart)
+    candidates = image.hu >= threshold_hu
+    if heart is not None:
+        candidates &= np.asarray(spatial.dilate(heart, HEART_DILATION_MM, scan.spacing_mm(image.affine)))
     numbered = {target: number_lesions(np.isin(label, classes), connectivity) for target, classes in TARGETS.items()}
     voxel_mm3 = float(np.prod(scan.spacing_mm(image.affine)))
     return Reference(row.name, image, label, heart, candidates, numbered, threshold_hu, voxel_mm3)
@@ -150,13 +153,12 @@ def load(row, *, connectivity):
 
 def number_lesions(mask, connectivity):
     """Label image [z, y, x] of a boolean mask: 0 outside, 1..n per connected component."""
-    return np.asarray(lesions.label(mask, connectivity=connectivity)) if mask.any() else np.zeros(mask.shape, np.int32)
+    return np.asarray(lesions.label(mask, connectivity=connectivity)[0]) if mask.any() else np.zeros(mask.shape, np.int32)
 
 
 def compare(truth, folder, *, arm, connectivity):
     """One arm on one scan: (records per stage and target, ranking or None, final mask or None)."""
-    masks, records = {}, []
-    ranking = read_ranking(truth, folder)
+    masks, records, ranking = {}, [], read_ranking(truth, folder)
     for stage in STAGES:
         try:
             masks[stage] = scan.read_mask(prediction(folder, truth.name, stage), truth.scan)
@@ -184,7 +186,9 @@ def read_ranking(truth, folder):
     path = folder / f"{truth.name}_probability.nii.gz"
     if not path.is_file():
         return None
-    probability = scan.read_mask(path, truth.scan) / PROBABILITY_SCALE
+    probability, affine = volume.load(path)
+    if not geometry.same_grid(probability.shape, affine, truth.scan.hu.shape, truth.scan.affine):
+        raise scan.ScanError("grid_mismatch", f"{path}: expected the grid of {truth.scan.path}")
     return probability[truth.candidates], np.isin(truth.label, TARGETS["CAC"])[truth.candidates]
 
 

@@ -244,12 +244,8 @@ def _edges(inside):
 def _legend(figure, entries):
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=colour, label=name) for name, colour in entries] or [
-        Patch(color="black", label="no calcium found")
-    ]
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False, labelcolor="white"
-    )
+    handles = [Patch(color=colour, label=name) for name, colour in entries] or [Patch(color="black", label="no calcium found")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False, labelcolor="white")
 
 
 def _save(figure, path):

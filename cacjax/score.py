@@ -7,6 +7,7 @@ holds scores.csv (one row per scan and artery) and, per scan, <scan>.json, <scan
 """
 
 import argparse
+import itertools
 import json
 import logging
 import pathlib
@@ -21,9 +22,6 @@ from tqdm import tqdm
 
 import cacjax
 from cacjax import flow, manifest, report, rules, scan
-from cacjax.flow import score
-
-__all__ = ["main", "score"]
 
 log = logging.getLogger("cacjax.score")
 OUTPUTS = (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")
@@ -47,7 +45,10 @@ def main(argv=None):
     out = pathlib.Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
     jobs = gather(options)
-    detector = None if options.regions else load_detector(options.workdir)
+    try:
+        detector = None if options.regions else load_detector(options.workdir)
+    except FileNotFoundError as error:
+        raise SystemExit(f"error: {error}") from None
     records = run(jobs, out, options, detector)
     rows = [row for record in records for row in record["rows"]]
     report.write_csv(out / "scores.csv", rows, report.COLUMNS)
@@ -70,6 +71,7 @@ def parse(argv):
     add("--workdir", help="training folder: the newest checkpoint in it detects (not needed with --regions)")
     add("--out", required=True, help="folder for the results; files of the same scan are overwritten")
     add("--regions", help="score these candidate regions instead of detecting: each label one row")
+    add("--series", help="which CT series, where a folder holds several: UID, end of the UID, or part of the description")
     add("--heart", help="limit detection to this heart mask (for all scans; a manifest brings its own)")
     add(
         "--threshold-hu",
@@ -82,7 +84,7 @@ def parse(argv):
         default="paper",
         help="how false positives are reduced (default: paper)",
     )
-    add("--rule", choices=tuple(rules.RULES), default=rules.DEFAULT, help=f"scoring rule (default: {rules.DEFAULT})")
+    add("--rule", choices=tuple(rules.RULES), default="default", help="scoring rule")
     add("--mass-factor", type=float, help="calcium calibration in mg per cm³ and HU; without it no mass is given")
     add(
         "--save-probability",
@@ -105,11 +107,11 @@ def describe_device():
 def gather(options):
     """Jobs in the order of the command line. A manifest that cannot be read is one refused job."""
     jobs = []
-    for path in options.scan:
-        if manifest.locate(path):
-            jobs += _from_manifest(path, options)
+    for is_manifest, paths in itertools.groupby(options.scan, key=lambda path: bool(manifest.locate(path))):
+        if is_manifest:
+            jobs += [job for path in paths for job in _from_manifest(path, options)]
         else:
-            jobs += [_job(source.name, source, options) for source in scan.find([path])]
+            jobs += [_job(source.name, source, options) for source in scan.find(list(paths), series=options.series)]
     return [job._replace(name=name) for job, name in zip(jobs, manifest.unique([job.name for job in jobs]))]
 
 
@@ -147,6 +149,13 @@ def load_detector(workdir):
     return train.load(workdir)
 
 
+def score(path_or_scan, *, workdir=None, detector=None, **options):
+    """Detect and score calcium in one scan, with the newest checkpoint of the training folder `workdir`; see `flow.score`."""
+    if workdir is not None and detector is None:
+        detector = load_detector(workdir)
+    return flow.score(path_or_scan, detector=detector, **options)
+
+
 def run(jobs, out, options, detector):
     """Score all jobs one after another; returns their records. Nothing that one scan does stops the next."""
     records = []
@@ -180,7 +189,7 @@ def score_one(job, out, options, detector):
 def _score_and_write(job, out, options, detector):
     if job.source.error is not None:
         raise job.source.error
-    result = score(
+    result = flow.score(
         job.source,
         detector=detector,
         heart=job.heart,
@@ -194,7 +203,9 @@ def _score_and_write(job, out, options, detector):
     flow.write(result, out, job.name, save_probability=options.save_probability)
     timings = result.record["timings_s"] | {"write": time.perf_counter() - start}
     rows = [{"scan": job.name, "status": "scored", "reason": "", **row} for row in result.rows]
-    return {"status": "scored", "reason": "", **result.record, "timings_s": timings, "rows": rows}
+    threshold = result.record["threshold"] | {"from": job.threshold_from}
+    more = {"threshold": threshold, "timings_s": timings, "rows": rows}
+    return {"status": "scored", "reason": "", **result.record, **more}
 
 
 def refusal(job, code, message):

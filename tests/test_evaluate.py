@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from cacjax import detection, evaluate, flow, scan
+from cacjax import detection, evaluate, scan
 from cacjax.detection import Counts
 
 
@@ -31,9 +31,7 @@ def test_f1_is_the_harmonic_mean():
     assert detection.f1(counts) == pytest.approx(2 * s * p / (s + p), abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("counts", "sensitivity", "f1"), [((0, 0, 0), 1, 1), ((0, 5, 0), 1, 2e-6), ((0, 0, 5), 2e-6, 2e-6)]
-)
+@pytest.mark.parametrize(("counts", "sensitivity", "f1"), [((0, 0, 0), 1, 1), ((0, 5, 0), 1, 2e-6), ((0, 0, 5), 2e-6, 2e-6)])
 def test_empty_scans_as_published(counts, sensitivity, f1):
     counts = Counts(*counts)
     assert detection.sensitivity(counts) == pytest.approx(sensitivity, abs=1e-7)
@@ -105,9 +103,7 @@ def cohort(tmp_path):
             write_image(old / f"{name}_{stage}.nii.gz", draw())
     rows = [f"{name}.nii.gz,{name}_label.nii.gz,200" for name in truth]
     (reference / "manifest.csv").write_text("\n".join(["scan,mask,threshold_hu", *rows]) + "\n")
-    write_image(
-        new / "a_detected.nii.gz", draw(a_1=(1, 4, 4, 3), b_2=(2, 10, 2, 1), c_1=(3, 1, 1, 5), d_4=(0, 0, 0, 9))
-    )
+    write_image(new / "a_detected.nii.gz", draw(a_1=(1, 4, 4, 3), b_2=(2, 10, 2, 1), c_1=(3, 1, 1, 5), d_4=(0, 0, 0, 9)))
     write_image(new / "a_mask.nii.gz", draw(a_1=(1, 4, 4, 6), b_2=(2, 10, 2, 2)))
     write_image(new / "b_detected.nii.gz", draw(a_1=(1, 4, 4, 2)))
     write_image(new / "b_mask.nii.gz", draw(a_1=(1, 4, 4, 2)))
@@ -176,12 +172,10 @@ def test_average_precision_over_candidates(cohort):
     probability[3, 5, 4:12] = 0.95
     probability[0, 0, :] = 1.0  # 40 HU: no candidates
     like = scan.read(reference / "a.nii.gz")
-    flow.write_probability(probability, like, new / "a_probability.nii.gz")
-    flow.write_probability(probability * 0, like, new / "b_probability.nii.gz")
+    scan.write_image(probability, like.affine, new / "a_probability.nii.gz", np.float32)
+    scan.write_image(probability * 0, like.affine, new / "b_probability.nii.gz", np.float32)
     evaluate.main(["--predictions", str(new), "--reference", str(reference)])
     row = summary(new, fp_reduction="no", artery="CAC", over="pooled")
     assert float(row["ap"]) == pytest.approx(8 / 16, abs=1e-4)
-    assert float(summary(new, fp_reduction="yes", artery="CAC", over="with calcium")["ap"]) == pytest.approx(
-        8 / 16, abs=1e-4
-    )
+    assert float(summary(new, fp_reduction="yes", artery="CAC", over="with calcium")["ap"]) == pytest.approx(8 / 16, abs=1e-4)
     assert summary(new, fp_reduction="no", artery="LAD", over="pooled")["ap"] == ""

@@ -26,16 +26,12 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 
 def test_json_takes_arrays_and_never_writes_nan(tmp_path):
-    report.write_json(
-        tmp_path / "a.json", {"a": np.arange(2), "b": np.float32(0.5), "c": math.nan, "d": (np.int64(3), None)}
-    )
+    report.write_json(tmp_path / "a.json", {"a": np.arange(2), "b": np.float32(0.5), "c": math.nan, "d": (np.int64(3), None)})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [0, 1], "b": 0.5, "c": None, "d": [3, None]}
 
 
 def test_table_aligns_numbers_and_names():
-    text = report.table(
-        [{"artery": "LAD", "agatston": 12.345}, {"artery": "CAC", "agatston": None}], ("artery", "agatston")
-    )
+    text = report.table([{"artery": "LAD", "agatston": 12.345}, {"artery": "CAC", "agatston": None}], ("artery", "agatston"))
     assert text.splitlines() == [
         "| artery | agatston |",
         "|--------|---------:|",
@@ -68,9 +64,7 @@ def test_overlay_shows_each_artery_in_its_colour(tmp_path):
     mask[disc(hu.shape, (25, 40, 60), 3, spacing)], mask[disc(hu.shape, (15, 60, 30), 3, spacing)] = 1, 3
     hu[mask > 0] = 900
     names = ("background", "LAD", "LCX", "RCA")
-    report.overlay(
-        tmp_path / "a.png", hu, mask, spacing_mm=spacing, names=names, threshold_hu=450.0, heart=heart, title="a"
-    )
+    report.overlay(tmp_path / "a.png", hu, mask, spacing_mm=spacing, names=names, threshold_hu=450.0, heart=heart, title="a")
     report.overlay(tmp_path / "b.png", hu, mask * 0, spacing_mm=spacing, names=names)
     marked, bare = (imread(tmp_path / name)[..., :3] for name in ("a.png", "b.png"))
     assert count(marked, "#ff2d55") > 50 and count(marked, "#32d74b") > 50 and count(marked, "#ffd60a") == 0
@@ -114,9 +108,7 @@ def test_manifest_names_and_errors(tmp_path):
     assert (row.name, row.scan, row.mask, row.heart) == ("p", tmp_path / "p.nii.gz", None, tmp_path / "h.nii.gz")
     assert (row.threshold_hu, row.aorta_hu, row.cells["note"]) == (210.5, None, "kept")
     path.write_text("scan,threshold_hu\np.nii.gz,high\n")
-    with pytest.raises(
-        manifest.ManifestError, match=r"manifest.csv, line 2: expected a number of HU in threshold_hu, got 'high'"
-    ):
+    with pytest.raises(manifest.ManifestError, match=r"manifest.csv, line 2: expected a number of HU in threshold_hu, got 'high'"):
         manifest.read(path)
     path.write_text("image\np.nii.gz\n")
     with pytest.raises(manifest.ManifestError, match="expected a column named scan, got image"):

@@ -1,0 +1,278 @@
+"""The whole way from files to scores through the command line, with a stand-in for the trained detector."""
+
+import csv
+import json
+import pathlib
+import types
+
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+import cacjax
+from cacjax import flow, report, scan
+from cacjax import score as score_module
+from cacjax.task import Prediction
+
+QRM = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "qrm-cci-canon"
+MASS_FACTOR = 0.72204771044
+SPACING = (3.0, 0.5, 0.5)
+SHAPE = (6, 40, 48)
+
+
+def calcified(seed=0):
+    """Calcium at 250 HU on 40 HU: 4x4 pixels on slice 2 (8 Agatston units), 2x2 on slice 4 (2 units)."""
+    hu = np.random.default_rng(seed).normal(40, 5, SHAPE).round()
+    hu[2, 10:14, 20:24] = 250
+    hu[4, 30:32, 8:10] = 250
+    return hu.astype(np.int16)
+
+
+def write_nifti(path, array, spacing=SPACING):
+    image = sitk.GetImageFromArray(array)
+    image.SetSpacing(spacing[::-1])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(image, str(path))
+    return path
+
+
+def write_dicom(folder, hu, *, skip=(), storage=CTImageStorage, tilt_deg=0.0):
+    """An axial series of `hu`, feet first in `folder`; `skip` slices are left out."""
+    folder.mkdir(parents=True, exist_ok=True)
+    series, study, frame = generate_uid(), generate_uid(), generate_uid()
+    for z, image in enumerate(hu):
+        if z in skip:
+            continue
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = storage, generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        header = pydicom.Dataset()
+        header.file_meta = meta
+        header.SOPClassUID, header.SOPInstanceUID = storage, meta.MediaStorageSOPInstanceUID
+        header.SeriesInstanceUID, header.StudyInstanceUID, header.FrameOfReferenceUID = series, study, frame
+        header.Modality = "CT" if storage == CTImageStorage else "MR"
+        header.ImageType, header.InstanceNumber, header.PatientID = ["ORIGINAL", "PRIMARY", "AXIAL"], z + 1, "p"
+        header.ImagePositionPatient = [0, 0, z * SPACING[0]]
+        turn = np.deg2rad(tilt_deg)
+        header.ImageOrientationPatient = [1, 0, 0, 0, float(np.cos(turn)), float(np.sin(turn))]
+        header.PixelSpacing, header.SliceThickness, header.KVP = list(SPACING[1:]), SPACING[0], 120
+        header.Rows, header.Columns, header.SamplesPerPixel = *image.shape, 1
+        header.PhotometricInterpretation, header.PixelRepresentation = "MONOCHROME2", 1
+        header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
+        header.RescaleSlope, header.RescaleIntercept, header.RescaleType = 1, 0, "HU"
+        header.PixelData = image.astype(np.int16).tobytes()
+        header.save_as(folder / f"{z:03}.dcm", enforce_file_format=True)
+    return folder
+
+
+def marks_bright(hu, box=None):
+    """Stands in for a trained network: LAD where HU >= 200 inside the box, P(CAC) grows with HU."""
+    label = np.zeros(hu.shape, np.uint8)
+    (z0, y0, x0), (z1, y1, x1) = box or ((0, 0, 0), hu.shape)
+    inside = np.s_[z0:z1, y0:y1, x0:x1]
+    label[inside] = np.asarray(hu)[inside] >= 200
+    return Prediction(label, np.clip(np.asarray(hu) / 400, 0, 1).astype(np.float32) * (label > 0), hu)
+
+
+@pytest.fixture
+def detector(monkeypatch):
+    """The stand-in, also for the command line, on a grid that is the scan's own."""
+    pair = types.SimpleNamespace(spacing_mm=SPACING), marks_bright
+    monkeypatch.setattr(score_module, "load_detector", lambda workdir: pair)
+    return pair
+
+
+def rows_of(out):
+    with open(out / "scores.csv") as file:
+        return list(csv.DictReader(file))
+
+
+def run(*arguments):
+    return score_module.main([str(argument) for argument in arguments])
+
+
+@pytest.mark.skipif(not QRM.exists(), reason="the scan of the QRM phantom is not on this machine")
+def test_qrm_phantom_reproduces_published_scores(tmp_path, capsys):
+    """Nine inserts of known calcium, real scanner: Agatston, volume and mass of van Praagh 2021, zeros included."""
+    regions = QRM / "insert_regions.nii.gz"
+    out = tmp_path / "out"
+    assert run(QRM / "dicom", "--regions", regions, "--mass-factor", MASS_FACTOR, "--out", out) == 0
+    with open(QRM / "reference_scores.csv") as file:
+        published = list(csv.DictReader(file))
+    rows = rows_of(out)
+    assert [row["artery"] for row in rows] == [str(k) for k in range(1, 10)]
+    for row, truth in zip(rows, published):
+        for ours, theirs in (("agatston", "agatston"), ("volume_mm3", "volume_mm3"), ("mass_mg", "mass_mg")):
+            assert float(row[ours]) == pytest.approx(float(truth[f"FQM_{theirs}"]), rel=1e-5), truth["insert"]
+    assert "402.93" in capsys.readouterr().out
+
+
+def test_bad_scans_are_rows_and_do_not_stop_the_batch(tmp_path, detector, capsys):
+    """A missing slice, a tilted gantry, an MR series, an empty folder, a truncated file, a text file, and one good scan."""
+    good = write_dicom(tmp_path / "good", calcified())
+    gap = write_dicom(tmp_path / "gap", calcified(), skip=(3,))
+    tilted = write_dicom(tmp_path / "tilted", calcified(), tilt_deg=15)
+    mr = write_dicom(tmp_path / "mr", calcified(), storage=MRImageStorage)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    cut = write_nifti(tmp_path / "cut.nii.gz", calcified())
+    cut.write_bytes(cut.read_bytes()[:2000])
+    text = tmp_path / "text.dcm"
+    text.write_text("not a scan\n")
+    paths = [gap, tilted, mr, empty, cut, text, good]
+    out = tmp_path / "out"
+    assert run(*paths, "--workdir", tmp_path, "--out", out) == 1
+    rows = rows_of(out)
+    refused = [row for row in rows if row["status"] == "refused"]
+    assert [row["scan"] for row in refused] == ["gap", "tilted", "mr", "empty", "cut", "text"]
+    assert all(row["reason"] in scan.REASONS for row in refused), refused
+    assert "internal_error" not in {row["reason"] for row in refused}
+    assert {row["scan"]: row["agatston"] for row in rows if row["artery"] == "CAC"} == {"good": "10.0"}
+    shown = capsys.readouterr()
+    assert shown.out.splitlines()[0].startswith("device: cpu")
+    assert "7 scans: 1 scored, 6 refused" in shown.out.splitlines()[-1]
+
+
+def test_scores_lesions_and_files(tmp_path, detector):
+    """Two squares by hand: 16 px and 4 px of 0.25 mm² at weight 2, slices of 3 mm, mass factor 1."""
+    path = write_nifti(tmp_path / "p.nii.gz", calcified())
+    out = tmp_path / "out"
+    assert run(path, "--workdir", tmp_path, "--out", out, "--mass-factor", 1, "--save-probability") == 0
+    rows = {row["artery"]: row for row in rows_of(out)}
+    assert float(rows["CAC"]["agatston"]) == pytest.approx(10)
+    assert float(rows["CAC"]["volume_mm3"]) == pytest.approx(20 * 0.75)
+    assert float(rows["CAC"]["mass_mg"]) == pytest.approx(20 * 0.75 * 250 / 1000)
+    assert (rows["CAC"]["n_lesions"], rows["LAD"]["n_lesions"], rows["RCA"]["n_lesions"]) == ("2", "2", "0")
+    record = json.loads((out / "p.json").read_text())
+    assert (record["status"], record["threshold"]["hu"], record["threshold"]["from"]) == (
+        "scored",
+        130,
+        "assumed non-contrast",
+    )
+    assert record["heart"]["from"] == "none: detection was not limited to the heart"
+    first = record["lesions"][0]
+    assert first["artery"] == "LAD" and first["n_voxels"] == 16 and first["peak_hu"] == 250
+    assert first["centre_mm"] == pytest.approx([21.5 * 0.5, 11.5 * 0.5, 6.0])
+    assert {"cacjax", "jax", "device"} <= record["versions"].keys()
+    assert {"read", "detect", "score"} <= record["timings_s"].keys()
+    mask = sitk.ReadImage(str(out / "p_mask.nii.gz"))
+    assert mask.GetSpacing() == pytest.approx(SPACING[::-1])
+    assert np.array_equal(sitk.GetArrayFromImage(mask) > 0, calcified() == 250)
+    assert {p.name for p in out.iterdir()} == {"scores.csv", *(f"p{suffix}" for suffix in score_module.OUTPUTS)}
+
+
+def test_mask_lies_on_the_input_grid_whatever_its_axes(tmp_path, detector):
+    """A scan stored head first and left to right flipped: the mask lies where the calcium is, the score does not change."""
+    hu = calcified()[::-1, :, ::-1]
+    image = sitk.GetImageFromArray(hu)
+    image.SetSpacing(SPACING[::-1])
+    image.SetDirection((-1, 0, 0, 0, 1, 0, 0, 0, -1))
+    sitk.WriteImage(image, str(tmp_path / "p.nii.gz"))
+    assert run(tmp_path / "p.nii.gz", "--workdir", tmp_path, "--out", tmp_path) == 0
+    mask = sitk.ReadImage(str(tmp_path / "p_mask.nii.gz"))
+    assert np.array_equal(sitk.GetArrayFromImage(mask) > 0, hu == 250)
+    assert mask.GetDirection() == image.GetDirection()
+    assert {row["artery"]: row["agatston"] for row in rows_of(tmp_path)}["CAC"] == "10.0"
+
+
+def test_heart_and_threshold_of_a_manifest(tmp_path, detector):
+    """The manifest's heart keeps one square; its threshold of 300 HU leaves nothing of the other scan. Only its rows are scored."""
+    heart = np.zeros(SHAPE, np.uint8)
+    heart[2, 12, 22] = 1
+    for name in ("a", "b", "ignored"):
+        write_nifti(tmp_path / f"{name}.nii.gz", calcified())
+    write_nifti(tmp_path / "a_heart.nii.gz", heart)
+    lines = ["scan,heart,threshold_hu", "a.nii.gz,a_heart.nii.gz,", "b.nii.gz,,300"]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines) + "\n")
+    out = tmp_path / "out"
+    assert run(tmp_path, "--workdir", tmp_path, "--out", out) == 0
+    totals = {row["scan"]: float(row["agatston"]) for row in rows_of(out) if row["artery"] == "CAC"}
+    assert totals == {"a": 8.0, "b": 0.0}
+    record = json.loads((out / "b.json").read_text())
+    assert record["threshold"] == {"hu": 300.0, "from": "manifest"}
+
+
+def test_reduction_grows_and_is_optional(tmp_path, detector):
+    """A voxel at 150 HU beside the square is not detected, but grown into; --fp-reduction none leaves the detection as it is."""
+    hu = calcified()
+    hu[2, 10, 24] = 150
+    path = write_nifti(tmp_path / "p.nii.gz", hu)
+    assert run(path, "--workdir", tmp_path, "--out", tmp_path / "paper") == 0
+    assert run(path, "--workdir", tmp_path, "--out", tmp_path / "none", "--fp-reduction", "none") == 0
+    counts = {}
+    for out in ("paper", "none"):
+        for stage in ("mask", "detected"):
+            image = sitk.ReadImage(str(tmp_path / out / f"p_{stage}.nii.gz"))
+            counts[out, stage] = int((sitk.GetArrayFromImage(image) > 0).sum())
+    assert counts == {("paper", "mask"): 21, ("paper", "detected"): 20, ("none", "mask"): 20, ("none", "detected"): 20}
+
+
+def test_resume_keeps_finished_scans_with_the_same_settings(tmp_path, detector, capsys):
+    """A refused scan is tried again, a kept one stays in the table, other settings score again."""
+    path = write_nifti(tmp_path / "a.nii.gz", calcified())
+    broken = tmp_path / "b.nii.gz"
+    broken.write_bytes(b"")
+    common = (path, broken, "--workdir", tmp_path, "--out", tmp_path)
+    assert run(*common) == 1
+    before = rows_of(tmp_path)
+    stamp = (tmp_path / "a_mask.nii.gz").stat().st_mtime_ns
+    assert run(*common, "--resume") == 1
+    assert (tmp_path / "a_mask.nii.gz").stat().st_mtime_ns == stamp and rows_of(tmp_path) == before
+    write_nifti(broken, calcified(1))
+    assert run(*common, "--resume") == 0
+    assert {row["scan"] for row in rows_of(tmp_path) if row["status"] == "scored"} == {"a", "b"}
+    assert run(*common, "--resume", "--fp-reduction", "none") == 0
+    assert (tmp_path / "a_mask.nii.gz").stat().st_mtime_ns != stamp
+    assert "a: kept from an earlier run" in capsys.readouterr().err
+
+
+def test_an_unexpected_error_is_a_row_with_its_traceback(tmp_path, detector, monkeypatch):
+    def fails(*args, **options):
+        raise RuntimeError("no such luck")
+
+    path = write_nifti(tmp_path / "a.nii.gz", calcified())
+    assert run(path, "--workdir", tmp_path, "--out", tmp_path) == 0
+    monkeypatch.setattr(flow, "detect", fails)
+    assert run(path, "--workdir", tmp_path, "--out", tmp_path) == 1
+    record = json.loads((tmp_path / "a.json").read_text())
+    assert (record["reason"], record["message"]) == ("internal_error", "RuntimeError: no such luck")
+    assert "in fails" in record["traceback"]
+    assert not (tmp_path / "a_mask.nii.gz").exists(), "a mask of the earlier run would look like this run's"
+
+
+def test_python_interface(tmp_path, detector):
+    """The same as the command line, from Python, for a path or a scan in memory; scan in, arrays out."""
+    path = write_nifti(tmp_path / "p.nii.gz", calcified())
+    result = cacjax.score(path, detector=detector)
+    assert {row["artery"]: row["agatston"] for row in result.rows}["CAC"] == pytest.approx(10)
+    assert result.mask.shape == SHAPE and result.mask.sum() == 20
+    far = np.zeros(SHAPE, bool)
+    far[0, 0, 0] = True
+    again = cacjax.score(scan.read(path), detector=detector, heart=far)
+    assert {row["artery"]: row["agatston"] for row in again.rows}["CAC"] == 0
+    with pytest.raises(scan.ScanError, match="heart mask with voxels"):
+        cacjax.score(path, detector=detector, heart=far & False)
+    with pytest.raises(ValueError, match="expected a detector"):
+        cacjax.score(path)
+    with pytest.raises(ValueError, match="fp_reduction"):
+        cacjax.score(path, detector=detector, fp_reduction="papr")
+
+
+def test_a_coarser_network_grid_comes_back_to_the_scan(tmp_path):
+    """The network sees 1.5 mm slices of 1 mm pixels; its marks return to the acquired grid, cut at the acquired threshold."""
+    hu = np.full((8, 48, 64), 40, np.int16)
+    hu[3:5, 20:28, 30:40] = 400
+    path = write_nifti(tmp_path / "p.nii.gz", hu)
+    seen = {}
+
+    def predict(network_hu, box=None):
+        seen["shape"] = network_hu.shape
+        return marks_bright(network_hu, box)
+
+    result = cacjax.score(path, detector=(types.SimpleNamespace(spacing_mm=(1.5, 1.0, 1.0)), predict))
+    assert seen["shape"] == (16, 24, 32)
+    assert np.array_equal(result.mask > 0, hu == 400)
+    assert report.COLUMNS[3] == "artery" and result.rows[0].keys() <= set(report.COLUMNS)
