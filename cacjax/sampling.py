@@ -101,12 +101,11 @@ def index_scan(record: dict) -> IndexedScan:
     """List the voxels of every stratum of one record, once per scan in memory."""
     hu, label = np.asarray(record["hu"]), np.asarray(record["label"])
     box = heart_box(np.asarray(record["heart"]))
-    calcium = np.flatnonzero(label).astype(np.int32)
-    bright = np.flatnonzero(hu >= BRIGHT_HU).astype(np.int32)
-    where = np.stack(np.unravel_index(bright, hu.shape))
-    inside = np.all((where >= box[0][:, None]) & (where < box[1][:, None]), axis=0)
-    coronary = calcium[label.reshape(-1)[calcium] <= 3]
-    voxels = {"bright": bright, "bright_in_heart": bright[inside], "calcium": calcium, "coronary": coronary}
+    bright, inside = hu >= BRIGHT_HU, np.zeros(hu.shape, bool)
+    window = tuple(slice(low, high) for low, high in box.T)
+    inside[window] = bright[window]
+    voxels = {"bright": bright, "bright_in_heart": inside, "calcium": label > 0, "coronary": (label > 0) & (label <= 3)}
+    voxels = {name: np.flatnonzero(mask).astype(np.int32) for name, mask in voxels.items()}
     edges = np.arange(hu.shape[0] + 1) * (hu.shape[1] * hu.shape[2])
     starts = {name: np.searchsorted(voxels[name], edges) for name in ("bright", "calcium")}
     return IndexedScan(_text(record["id"]), hu, label, box, voxels, starts)

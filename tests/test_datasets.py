@@ -2,9 +2,11 @@
 
 import contextlib
 import csv
+import inspect
 import subprocess
 import sys
 import types
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -64,6 +66,19 @@ def test_a_cohort_is_prepared_once_and_again_when_its_settings_change(config, mo
     open_quietly(config)
     with pytest.raises(TypeError):
         open_quietly(config | {"seed": 8})
+
+
+def test_two_that_ask_at_once_prepare_once(config, monkeypatch):
+    made = []
+
+    def count(protocol, seed, **grid):
+        made.append(seed)
+        return fake_scan(protocol, seed, **grid)
+
+    monkeypatch.setitem(vars(cacjax.phantom), "make_scan", count)
+    with ThreadPoolExecutor(2) as pool:
+        both = list(pool.map(open_quietly, [config, config]))
+    assert len(made) == 5 and [len(sources["source_train"]) for sources in both] == [3, 3]
 
 
 def test_an_older_phantom_is_not_taken_for_this_one(config, monkeypatch):
@@ -126,18 +141,19 @@ def test_the_loader_reads_a_prepared_cohort_with_threads(config):
     assert batch["hu"].shape == (2, 4, 1, 7, 7, 1) and (batch["label"][:, :2, 0, 1, 1] > 0).all()
 
 
-ALONE = """
-import sys
+ALONE = f"""
+import sys, types
+import numpy as np
 import cacjax.phantom
-from test_datasets import SHAPE, SPACING, fake_scan
+{inspect.getsource(fake_scan)}
 cacjax.phantom.make_scan = fake_scan
 if __name__ == "__main__":
     from cacjax import datasets
-    splits = {"source_train": {"protocol": "ccta", "count": 5}}
-    config = {"kind": "phantom", "directory": sys.argv[1], "seed": 0, "splits": splits}
-    config |= {"shape": SHAPE, "spacing_mm": SPACING, "workers": 2}
+    splits = {{"source_train": {{"protocol": "ccta", "count": 5}}}}
+    config = {{"kind": "phantom", "directory": sys.argv[1], "seed": 0, "splits": splits}}
+    config |= {{"shape": {SHAPE}, "spacing_mm": {SPACING}, "workers": 2}}
     ids = [record["id"].decode() for record in datasets.open(config)["source_train"]]
-    assert ids == [f"source_train-{i:04d}" for i in range(5)], ids
+    assert ids == [f"source_train-{{i:04d}}" for i in range(5)], ids
     print("tensorflow" in sys.modules)
 """
 

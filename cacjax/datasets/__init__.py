@@ -34,8 +34,8 @@ def open(config, *, progress: bool = True) -> dict:
     root = data_directory(data["directory"])
     options = {"name": digest(settings), "root": root, "workers": int(data["workers"]), "progress": progress}
     with _quiet():
-        builder = module.make_builder(settings, **options)
-        prepare(builder)
+        prepare(module.make_builder(settings, **options))
+        builder = module.make_builder(settings, **options)  # one that has met the files, whoever wrote them
         sources = dict(builder.as_data_source())
     module.remind(builder)
     return sources

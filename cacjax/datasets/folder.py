@@ -8,10 +8,8 @@ the prepared records.
 
 import collections
 import csv
-import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import sys
 from typing import NamedTuple
@@ -37,15 +35,6 @@ class Rejected(NamedTuple):
     message: str
 
 
-@dataclasses.dataclass
-class FolderConfig(tfds.core.BuilderConfig):
-    """A cohort's settings and how to make it."""
-
-    settings: dict = dataclasses.field(default_factory=dict)
-    workers: int = 0
-    progress: bool = True
-
-
 class ScanFolder(tfds.core.GeneratorBasedBuilder):
     """tensorflow-datasets builder of the scans that a manifest names."""
 
@@ -54,8 +43,7 @@ class ScanFolder(tfds.core.GeneratorBasedBuilder):
     url_infos = None  # nothing is downloaded; looking for a list of downloads would need importlib_resources
 
     def _info(self):
-        text = self.builder_config.description if self.builder_config else ""
-        return tfds.core.DatasetInfo(builder=self, description=text, features=records.features(), disable_shuffling=True)
+        return records.info(self)
 
     def _split_generators(self, dl_manager):
         splits, path = collections.defaultdict(list), self.builder_config.settings["manifest"]
@@ -120,8 +108,7 @@ def _stamp(path) -> tuple:
 
 def make_builder(settings: dict, *, name: str, root, workers: int, progress: bool) -> ScanFolder:
     """Return the builder of a cohort under `root`."""
-    text = json.dumps(settings)
-    config = FolderConfig(name=name, description=text, settings=settings, workers=workers, progress=progress)
+    config = records.CohortConfig(name=name, settings=settings, workers=workers, progress=progress)
     return ScanFolder(config=config, data_dir=str(root))
 
 

@@ -4,10 +4,8 @@ Settings: seed, shape (voxels), spacing_mm, splits {name: {protocol, count}}; a 
 between, taken in turn. A split whose name starts with "target" is of the target domain, any other of the source.
 """
 
-import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import zlib
 
@@ -19,15 +17,6 @@ from cacjax.datasets import records
 PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
 
 
-@dataclasses.dataclass
-class PhantomConfig(tfds.core.BuilderConfig):
-    """A cohort's settings and how to make it."""
-
-    settings: dict = dataclasses.field(default_factory=dict)
-    workers: int = 0
-    progress: bool = True
-
-
 class PhantomCohort(tfds.core.GeneratorBasedBuilder):
     """tensorflow-datasets builder of phantom scans."""
 
@@ -36,8 +25,7 @@ class PhantomCohort(tfds.core.GeneratorBasedBuilder):
     url_infos = None  # nothing is downloaded; looking for a list of downloads would need importlib_resources
 
     def _info(self):
-        text = self.builder_config.description if self.builder_config else ""
-        return tfds.core.DatasetInfo(builder=self, description=text, features=records.features(), disable_shuffling=True)
+        return records.info(self)
 
     def _split_generators(self, dl_manager):
         return {name: self._generate_examples(name) for name in self.builder_config.settings["splits"]}
@@ -73,8 +61,7 @@ def _generator() -> str:
 
 def make_builder(settings: dict, *, name: str, root, workers: int, progress: bool) -> PhantomCohort:
     """Return the builder of a cohort under `root`."""
-    text = json.dumps(settings)
-    config = PhantomConfig(name=name, description=text, settings=settings, workers=workers, progress=progress)
+    config = records.CohortConfig(name=name, settings=settings, workers=workers, progress=progress)
     return PhantomCohort(config=config, data_dir=str(root))
 
 

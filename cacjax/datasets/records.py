@@ -8,7 +8,9 @@ mask)}. All arrays lie on the network's grid.
 
 import collections
 import concurrent.futures
+import dataclasses
 import itertools
+import json
 import multiprocessing
 import os
 import signal
@@ -16,31 +18,47 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
+import tensorflow_datasets as tfds
 import tqdm
-from tensorflow_datasets import features as tfds_features
 
 DOMAINS = ("source", "target")
 
 
-def features() -> tfds_features.FeaturesDict:
+@dataclasses.dataclass
+class CohortConfig(tfds.core.BuilderConfig):
+    """What a builder makes (`settings`, which name it) and how (`workers`, `progress`, which do not)."""
+
+    settings: dict = dataclasses.field(default_factory=dict)
+    workers: int = 0
+    progress: bool = True
+
+
+def info(builder) -> tfds.core.DatasetInfo:
+    """Return what tensorflow-datasets keeps of a cohort: its settings as JSON, the features, and that order is kept."""
+    config = builder.builder_config
+    text = json.dumps(config.settings) if config else ""
+    return tfds.core.DatasetInfo(builder=builder, description=text, features=features(), disable_shuffling=True)
+
+
+def features() -> tfds.features.FeaturesDict:
     """Return the stored form of a record; arrays as raw bytes, which is 22 times faster to write than lists."""
 
     def volume(dtype):
-        return tfds_features.Tensor(shape=(None, None, None), dtype=dtype, encoding="bytes")
+        return tfds.features.Tensor(shape=(None, None, None), dtype=dtype, encoding="bytes")
 
-    return tfds_features.FeaturesDict(
+    return tfds.features.FeaturesDict(
         {
-            "id": tfds_features.Text(),
+            "id": tfds.features.Text(),
             "hu": volume(np.int16),
             "label": volume(np.uint8),
             "heart": volume(np.uint8),
-            "affine": tfds_features.Tensor(shape=(4, 4), dtype=np.float64, encoding="bytes"),  # lists keep 32 bits
-            "spacing_mm": tfds_features.Tensor(shape=(3,), dtype=np.float32),
-            "threshold_hu": tfds_features.Scalar(np.float32),
-            "aorta_hu": tfds_features.Scalar(np.float32),
-            "domain": tfds_features.Text(),
-            "protocol": tfds_features.Text(),
-            "labelled": tfds_features.Scalar(np.bool_),
+            "affine": tfds.features.Tensor(shape=(4, 4), dtype=np.float64, encoding="bytes"),  # lists keep 32 bits
+            "spacing_mm": tfds.features.Tensor(shape=(3,), dtype=np.float32),
+            "threshold_hu": tfds.features.Scalar(np.float32),
+            "aorta_hu": tfds.features.Scalar(np.float32),
+            "domain": tfds.features.Text(),
+            "protocol": tfds.features.Text(),
+            "labelled": tfds.features.Scalar(np.bool_),
         }
     )
 
