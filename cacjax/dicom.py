@@ -57,7 +57,7 @@ INTERCEPT_HU = -1024
 
 
 class Slice(NamedTuple):
-    """One file. name: in its folder or zip. header: the TAGS it has, None where it is not DICOM. error: why it is lost."""
+    """One file. name: in its folder or zip. header: the TAGS it has, None where none can be trusted. error: why it is lost."""
 
     name: str
     header: Any
@@ -101,26 +101,23 @@ def header(path):
 def _header(path, name, opened, size):
     where = os.path.join(path, name)
     try:
-        with opened() as stream, warnings.catch_warnings(record=True) as notes:
-            warnings.simplefilter("always")
+        with opened() as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             start = stream.read(140)
             if not _is_dicom(start):
                 return Slice(name, None, _stranger(where, start)) if name.lower().endswith(SUFFIXES) else None
             stream.seek(0)
             data = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(TAGS))
-            cut = next((str(note.message) for note in notes if "end of file" in str(note.message).lower()), "")
-            cut = cut or _cut(stream, data, size)
+            if sop_class(data) == uid.MediaStorageDirectoryStorage:
+                return None
+            whole, cut = _cut(stream, data, size)
+            list(data)  # parses the values here, where a bad one has a file name and a long one must not warn
     except Exception as error:  # pydicom and zipfile raise many kinds on damaged bytes
-        cut = isinstance(error, EOFError | zipfile.BadZipFile)
-        advice = "Export or copy the series again."
-        code = "truncated" if cut else "unreadable"
-        return Slice(name, None, refuse(code, where, f"{type(error).__name__}: {error}", "a DICOM header", advice))
-    if sop_class(data) == uid.MediaStorageDirectoryStorage:
-        return None
-    if cut:
-        error = refuse("truncated", where, cut, "pixels to the end", "Export or copy the series again.")
-        return Slice(name, data if "SeriesInstanceUID" in data else None, error)
-    return Slice(name, data)
+        short = isinstance(error, EOFError | struct.error | zipfile.BadZipFile)
+        code, found = "truncated" if short else "unreadable", f"{type(error).__name__}: {error}"
+        return Slice(name, None, refuse(code, where, found, "a DICOM header", "Export or copy the series again."))
+    error = cut and refuse("truncated", where, cut, "pixels to the end", "Export or copy the series again.")
+    return Slice(name, data if whole else None, error or None)
 
 
 def _is_dicom(start):
@@ -131,8 +128,8 @@ def _is_dicom(start):
 
 def _stranger(where, start):
     """ScanError for a file named .dcm that is not DICOM."""
-    if not start:
-        return refuse("truncated", where, "the file has 0 bytes", "a DICOM image", "Copy it again.")
+    if not start.strip(b"\0"):
+        return refuse("truncated", where, f"it is empty after {len(start)} bytes", "a DICOM image", "Copy it again.")
     advice = "Remove it if it belongs to no scan, or export the series again."
     if start.startswith(b"version https://git-lfs"):
         advice = "It is a Git LFS pointer: fetch the file with `git lfs pull`."
@@ -141,23 +138,27 @@ def _stranger(where, start):
 
 
 def _cut(stream, data, size):
-    """What is missing at the end of a file whose reading stopped before the pixels; "" if nothing is."""
+    """(whether the header is whole, what is missing): a file whose reading stopped before the pixels, "" if all is there.
+
+    A header without pixels after it is whole in a report, and cut in an image; a cut one may tell a wrong series.
+    """
     syntax = transfer_syntax(data)
     if syntax == uid.DeflatedExplicitVRLittleEndian:
-        return ""
+        return True, ""
     order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
     head = stream.read(8)
     if len(head) < 8 or struct.unpack_from(order + "HH", head) != PIXEL_DATA:
-        return "the file ends before its pixels" if "Rows" in data or sop_class(data) in CT_IMAGES else ""
+        image = "Rows" in data or sop_class(data) in CT_IMAGES or "SeriesInstanceUID" not in data
+        return not image, "the file ends before its pixels" if image else ""
     explicit = head[4:6] in (b"OB", b"OW")  # no implicit length looks so, since "O" is odd and lengths are even
     length = stream.read(4).ljust(4, b"\0") if explicit else head[4:]
     (length,) = struct.unpack(order + "I", length)
     if length == 0xFFFFFFFF:
-        return "" if _fragments_end(stream, size) else "the compressed pixels have no end"
+        return True, "" if _fragments_end(stream, size) else "the compressed pixels have no end"
     counts = (int(data.get(tag, 1) or 1) for tag in ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames"))
     wanted = max(length, math.prod(counts) * int(data.get("BitsAllocated", 16)) // 8)
     here = min(size - stream.tell(), length)
-    return "" if here >= wanted else f"{here} of {wanted} bytes of pixels are there"
+    return True, "" if here >= wanted else f"{here} of {wanted} bytes of pixels are there"
 
 
 def _fragments_end(stream, size):

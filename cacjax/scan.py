@@ -20,7 +20,7 @@ import numpy as np
 from cacjax import dicom, geometry, manifest, volume
 from cacjax.dicom import write_dicom
 from cacjax.geometry import REASONS, Acquisition, Scan, ScanError, oriented, refuse, restore, spacing_mm
-from cacjax.series import arrange, pixels, select
+from cacjax.series import arrange, check_header, pixels, select
 
 __all__ = [
     "REASONS",
@@ -135,15 +135,23 @@ def _check(path, series, slices=None):
 
 
 def _arranged(path, choice, slices=None):
-    """The Series at a folder, zip or single DICOM file."""
+    """The Series in a folder or zip."""
     if path.is_file() and path.suffix.lower() != ".zip":
-        slices = [item for item in [dicom.header(path)] if item]
-        if not slices:
-            advice = "Convert it to one of these, or give the folder that holds the scan."
-            raise refuse("unknown_format", path, "a file of another kind", REASONS["unknown_format"][8:], advice)
-        path = path.parent
+        raise _single(path)
     slices = dicom.headers(path) if slices is None else slices
     return arrange(select(slices, path, choice), path)
+
+
+def _single(path):
+    """The ScanError for a file that is no volume: at best one slice of a scan."""
+    item = dicom.header(path)
+    if item is None:
+        advice = "Convert it to one of these, or give the folder that holds the scan."
+        return refuse("unknown_format", path, "a file of another kind", "DICOM, zip, NIfTI, MHA or NRRD", advice)
+    select([item], path)
+    check_header(item.header, path)
+    advice = "Give the folder that holds its series."
+    return refuse("not_volume", path, "one slice of a series", "a folder of slices", advice)
 
 
 def _stem(path):

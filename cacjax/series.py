@@ -104,7 +104,7 @@ def _no_ct(slices, path):
 def arrange(members, path):
     """Check the slices of one series and put them in order: Series. Raises ScanError with the codes of `geometry`."""
     for item in members:
-        _check_header(item, os.path.join(path, item.name))
+        check_header(item.header, os.path.join(path, item.name))
     _check_alike(members, path)
     data, names = [item.header for item in members], [item.name for item in members]
     positions = np.array([d.ImagePositionPatient for d in data], np.float64)
@@ -114,8 +114,8 @@ def arrange(members, path):
     return Series(str(path), [members[i] for i in order], affine, _acquisition(data[0]))
 
 
-def _check_header(item, where):
-    data = item.header
+def check_header(data, where):
+    """Raises ScanError `multiframe`, `bad_header` or `not_hu` for one slice whose place or units cannot be known."""
     if int(data.get("NumberOfFrames", 1) or 1) > 1 or sop_class(data) in CT_IMAGES[1:]:
         advice = "Convert it to single-frame CT images or NIfTI (for instance with dcm2niix)."
         raise refuse("multiframe", where, f"{data.get('NumberOfFrames', 1)} frames in one file", "one", advice)
@@ -129,7 +129,8 @@ def _check_header(item, where):
         fits = len(values) == counts.get(tag, 1) and np.isfinite(values).all()
         if not fits or (tag in ("PixelSpacing", "Rows", "Columns") and values.min() <= 0):
             found = f"{tag} {data.get(tag)}"
-            raise refuse("bad_header", where, found, f"{counts.get(tag, 1)} finite number(s)", "Export it again.")
+            expected = f"{counts.get(tag, 1)} finite number(s), positive for sizes"
+            raise refuse("bad_header", where, found, expected, "Export the series again.")
     if _text(data, "RescaleType").upper() not in HU_TYPES:
         advice = "Give the series in Hounsfield units, not a spectral map."
         raise refuse("not_hu", where, f"RescaleType {data.RescaleType}", "HU", advice)
@@ -176,7 +177,8 @@ def pixels(series):
         for i, (item, file) in enumerate(zip(series.slices, files)):
             reader.SetFileName(str(file))
             try:
-                hu[i] = sitk.GetArrayViewFromImage(reader.Execute())[0]
+                image = reader.Execute()  # a name, for the view does not keep its image alive
+                hu[i] = sitk.GetArrayViewFromImage(image)[0]
             except (RuntimeError, ValueError) as error:
                 raise _undecoded(item, series.path, error) from None
     return hu

@@ -131,7 +131,8 @@ def _check_voxels(file, voxel_bytes, kind, path):
             raise _cut(path, f"{left} of {voxel_bytes} bytes are absent")
         left -= len(chunk)
         if kind:
-            strange += int((~np.isfinite(np.frombuffer(chunk[: len(chunk) // 8 * 8], kind))).sum())
+            count = len(chunk) // np.dtype(kind).itemsize
+            strange += int((~np.isfinite(np.frombuffer(chunk, kind, count))).sum())
     if strange:
         advice = "Fill them with -1000 HU (air) if they lie outside the field of view."
         raise refuse("not_hu", path, f"{strange} voxels are NaN or infinite", "finite Hounsfield units", advice)
