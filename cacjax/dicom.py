@@ -1,4 +1,4 @@
-"""DICOM files of a folder or zip: their headers through pydicom, and whether their pixels are all there; a series out.
+"""DICOM files of a folder or zip: headers through pydicom, pixels through SimpleITK (GDCM); a series out.
 
 A file is DICOM by its content, not its name. What is not DICOM is passed over, unless it is named so: then it may be a
 slice that was lost on the way, and it is kept with its error.
@@ -12,12 +12,14 @@ import pathlib
 import re
 import shutil
 import struct
+import tempfile
 import warnings
 import zipfile
 from typing import Any, NamedTuple
 
 import numpy as np
 import pydicom
+import SimpleITK as sitk
 from pydicom import uid
 
 from cacjax.geometry import ScanError, check_affine, refuse, spacing_mm
@@ -51,6 +53,7 @@ TAGS = (
     "ContrastBolusAgent",
     "Manufacturer",
 )
+NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian)
 PIXEL_DATA = (0x7FE0, 0x0010)
 OWN_NAME = r"IM\d{4,}\.dcm"
 INTERCEPT_HU = -1024
@@ -183,6 +186,54 @@ def sop_class(data):
 def transfer_syntax(data):
     """TransferSyntaxUID of a header; implicit little endian, the default, where absent."""
     return getattr(data, "file_meta", {}).get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
+
+
+def pixels(slices, path):
+    """Voxels of slices in the folder or zip `path`: float32 [z, y, x] HU, each with its own slope and intercept.
+
+    Raises ScanError for what GDCM cannot decode.
+    """
+    first = slices[0].header
+    hu = np.empty((len(slices), int(first.Rows), int(first.Columns)), np.float32)
+    reader = sitk.ImageFileReader()
+    reader.SetImageIO("GDCMImageIO")
+    reader.SetOutputPixelType(sitk.sitkFloat32)
+    with _on_disk(slices, path) as files:
+        for i, (item, file) in enumerate(zip(slices, files)):
+            reader.SetFileName(str(file))
+            try:
+                image = reader.Execute()  # a name, for the view does not keep its image alive
+                hu[i] = sitk.GetArrayViewFromImage(image)[0]
+            except (RuntimeError, ValueError) as error:
+                raise _undecoded(item, path, error) from None
+    return hu
+
+
+def _undecoded(item, path, error):
+    syntax = transfer_syntax(item.header)
+    found = f"{syntax.name}: {str(error).strip().splitlines()[-1]}"
+    code = "unreadable" if syntax in NATIVE else "unsupported_transfer_syntax"
+    advice = "Decompress the series (for instance with `gdcmconv --raw` or dcmdjpeg)."
+    return refuse(code, os.path.join(path, item.name), found, "pixels that GDCM decodes", advice)
+
+
+@contextlib.contextmanager
+def _on_disk(slices, path):
+    """Files of the slices in their order; those of a zip are unpacked one at a time into a folder that is then removed."""
+    if os.path.isdir(path):
+        yield [os.path.join(path, item.name) for item in slices]
+        return
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
+        yield (_unpacked(archive, item, pathlib.Path(folder) / "slice.dcm", path) for item in slices)
+
+
+def _unpacked(archive, item, file, path):
+    try:
+        file.write_bytes(archive.read(item.name))
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
+        where = os.path.join(path, item.name)
+        raise refuse("truncated", where, str(error), "a whole zip member", "Copy the zip again.") from None
+    return file
 
 
 def write_dicom(hu, affine, folder, *, description, seed, kvp=120.0, contrast=False):

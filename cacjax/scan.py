@@ -20,7 +20,7 @@ import numpy as np
 from cacjax import dicom, geometry, manifest, volume
 from cacjax.dicom import write_dicom
 from cacjax.geometry import REASONS, Acquisition, Scan, ScanError, oriented, refuse, restore, spacing_mm
-from cacjax.series import arrange, check_header, pixels, select
+from cacjax.series import arrange, check_header, select
 
 __all__ = [
     "REASONS",
@@ -203,7 +203,7 @@ def _voxels(path, choice):
         array, affine = volume.load(path)
         return array.astype(np.float32), affine, Acquisition()
     found = _arranged(path, choice)
-    return pixels(found), found.affine, found.acquisition
+    return dicom.pixels(found.slices, path), found.affine, found.acquisition
 
 
 def read_mask(path, like):

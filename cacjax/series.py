@@ -1,22 +1,16 @@
-"""One CT series out of the DICOM files of a folder or zip: chosen, checked, put in order, decoded through SimpleITK (GDCM).
+"""One CT series out of the DICOM files of a folder or zip: chosen, checked, put in order.
 
 A series is all CT images of one SeriesInstanceUID. Localizers, screenshots and other modalities are passed over beside it.
 Its geometry follows from slice positions alone, never from SliceThickness. Slices lost at either end of a series leave
 no gap, so no reader can notice them.
 """
 
-import contextlib
 import os
-import pathlib
-import tempfile
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
-import pydicom
-import SimpleITK as sitk
 
-from cacjax.dicom import CT_IMAGES, NEEDED, sop_class, transfer_syntax
+from cacjax.dicom import CT_IMAGES, NEEDED, sop_class
 from cacjax.geometry import Acquisition, ScanError, refuse, stack
 
 # RescaleType of values in Hounsfield units, or unspecified; spectral maps have others (MGML, ED, Z_EFF).
@@ -25,9 +19,8 @@ NO_CONTRAST = ("NO", "NONE", "WITHOUT", "NO CONTRAST", "WITHOUT CONTRAST", "NON 
 
 
 class Series(NamedTuple):
-    """Slices ascending along their normal, the affine of their stack, what their headers say. path: folder or zip."""
+    """Slices ascending along their normal, the affine of their stack, what their headers say."""
 
-    path: str
     slices: list
     affine: np.ndarray
     acquisition: Acquisition
@@ -35,13 +28,12 @@ class Series(NamedTuple):
 
 def _text(data, tag):
     value = data.get(tag)
-    if isinstance(value, pydicom.multival.MultiValue):
-        return " ".join(map(str, value)).strip()
-    return "" if value is None else str(value).strip()
+    values = [value] if isinstance(value, str) or not np.iterable(value) else value
+    return " ".join("" if v is None else str(v) for v in values).strip()
 
 
 def _kind(data):
-    """"CT" for a CT image, else the words for what it is."""
+    """The word CT for a CT image, else words for what it is."""
     modality = _text(data, "Modality") or "no modality"
     if modality != "CT":
         return modality
@@ -111,7 +103,7 @@ def arrange(members, path):
     orientation = np.array([d.ImageOrientationPatient for d in data], np.float64).mean(0).reshape(2, 3)
     pixel_mm = tuple(float(value) for value in data[0].PixelSpacing)
     order, affine = stack(positions, orientation, pixel_mm, names, path)
-    return Series(str(path), [members[i] for i in order], affine, _acquisition(data[0]))
+    return Series([members[i] for i in order], affine, _acquisition(data[0]))
 
 
 def check_header(data, where):
@@ -164,48 +156,3 @@ def _acquisition(data):
         description=_text(data, "SeriesDescription"),
         manufacturer=_text(data, "Manufacturer"),
     )
-
-
-def pixels(series):
-    """Voxels of a series, float32 [z, y, x] HU, each slice with its own slope and intercept. Raises ScanError."""
-    first = series.slices[0].header
-    hu = np.empty((len(series.slices), int(first.Rows), int(first.Columns)), np.float32)
-    reader = sitk.ImageFileReader()
-    reader.SetImageIO("GDCMImageIO")
-    reader.SetOutputPixelType(sitk.sitkFloat32)
-    with _on_disk(series) as files:
-        for i, (item, file) in enumerate(zip(series.slices, files)):
-            reader.SetFileName(str(file))
-            try:
-                image = reader.Execute()  # a name, for the view does not keep its image alive
-                hu[i] = sitk.GetArrayViewFromImage(image)[0]
-            except (RuntimeError, ValueError) as error:
-                raise _undecoded(item, series.path, error) from None
-    return hu
-
-
-def _undecoded(item, path, error):
-    syntax = transfer_syntax(item.header)
-    found = f"{syntax.name}: {str(error).strip().splitlines()[-1]}"
-    code = "unsupported_transfer_syntax" if syntax.is_compressed else "unreadable"
-    advice = "Decompress the series (for instance with `gdcmconv --raw` or dcmdjpeg)."
-    return refuse(code, os.path.join(path, item.name), found, "pixels that GDCM decodes", advice)
-
-
-@contextlib.contextmanager
-def _on_disk(series):
-    """Files of a series in its order; those of a zip are unpacked one at a time into a folder that is then removed."""
-    if os.path.isdir(series.path):
-        yield [os.path.join(series.path, item.name) for item in series.slices]
-        return
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(series.path) as archive:
-        yield (_unpacked(archive, item, pathlib.Path(folder) / "slice.dcm", series.path) for item in series.slices)
-
-
-def _unpacked(archive, item, file, path):
-    try:
-        file.write_bytes(archive.read(item.name))
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
-        where = os.path.join(path, item.name)
-        raise refuse("truncated", where, str(error), "a whole zip member", "Copy the zip again.") from None
-    return file
