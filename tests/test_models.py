@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from cacjax.models import conv
 from cacjax.models.critic import Critic
 from cacjax.models.dilated import PUBLISHED_DILATIONS, Dilated, centre, margin
 
@@ -64,11 +65,11 @@ def test_planes_have_their_own_weights(small):
 
 def test_initial_weights_stay_in_torch_bounds(small):
     _, _, variables = small
-    conv = variables["params"]["subnets_0"]["Conv_1"]["conv"]
+    conv = variables["params"]["subnets_0"]["Conv_1"]
     bound = 1 / np.sqrt(9 * 2)
     assert np.abs(conv["kernel"]).max() <= bound and np.abs(conv["bias"]).max() <= bound
     assert np.abs(conv["kernel"]).max() > bound / 2
-    assert not np.any(variables["params"]["classifier"]["Conv_0"]["conv"]["bias"])
+    assert not np.any(variables["params"]["classifier"]["Conv_0"]["bias"])
 
 
 def test_critic_by_domain_equals_two_calls_and_jointly_does_not():
@@ -79,3 +80,10 @@ def test_critic_by_domain_equals_two_calls_and_jointly_does_not():
     apart = [critic.apply(variables, part) for part in (source, target + 1)]
     np.testing.assert_allclose(critic.apply(variables, both, 2), jnp.concatenate(apart), rtol=1e-4, atol=1e-5)
     assert np.abs(critic.apply(variables, both, 1) - jnp.concatenate(apart)).max() > 1e-2
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_forms_of_the_convolution_agree(dilation):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 8, 9, 3)), rng.normal(size=(3, 3, 3, 4))
+    np.testing.assert_allclose(conv.product(x, kernel, dilation), conv.convolution(x, kernel, dilation), rtol=1e-5, atol=1e-5)

@@ -39,7 +39,7 @@ assert (many, one) == (8, 1)
 named = jax.tree_util.tree_leaves_with_path(a.nets)
 names = [jax.tree_util.keystr(path) for path, _ in named]
 # A bias before batch normalisation has a true gradient of zero; RMSprop turns its rounding noise into a step. It reaches no output.
-idle = [".params" in n and "'critic'" in n and "conv" in n and "bias" in n for n in names]
+idle = [".params" in n and "'critic'" in n and "Conv" in n and "bias" in n for n in names]
 differences = [float(np.abs(x - y).max()) for (_, x), y in zip(named, jax.tree.leaves(b.nets))]
 worst = max((d, n) for d, n, i in zip(differences, names, idle) if not i)
 assert worst[0] < 1e-5, worst

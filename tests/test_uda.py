@@ -40,8 +40,8 @@ def moved(before, after):
 
 def test_generator_rests_in_pretraining_and_moves_after(block):
     config, state, batch, step = block
-    first, metrics = step(state, batch, jax.random.key(2))
-    assert not moved(state.nets["generator"], first.nets["generator"]) and metrics["loss_generator"] == 0
+    first, _ = step(state, batch, jax.random.key(2))
+    assert not moved(state.nets["generator"], first.nets["generator"])
     assert moved(state.nets["critic"], first.nets["critic"])
     second, metrics = step(first, batch, jax.random.key(3))
     assert moved(first.nets["generator"], second.nets["generator"]) and metrics["loss_classification"] > 0
