@@ -103,7 +103,7 @@ def count(regions, hu, spacing_mm, rule, unit, *, n_regions):
 def _count(regions, hu, threshold, least, limits, floor_weight, unit, *, n_regions, connectivity, peak):
     # Regions lie one above the other with an empty slice between: one labelling serves all, and none joins another.
     depth, height, width = hu.shape[0] + 1, hu.shape[1], hu.shape[2]
-    candidates = hu >= threshold
+    candidates, in_3d = hu >= threshold, connectivity in (6, 18, 26)
 
     def layer(region):
         return jnp.pad(runs.pack((regions == region) & candidates), ((0, 1), (0, 0), (0, 0)))
@@ -114,7 +114,7 @@ def _count(regions, hu, threshold, least, limits, floor_weight, unit, *, n_regio
 
     def work(found):
         component, _ = runs.components(found, packed, stack, connectivity=connectivity)
-        lesion = component if connectivity > 8 else runs.components(found, packed, stack, connectivity=26)[0]
+        lesion = component if in_3d else runs.components(found, packed, stack, connectivity=26)[0]
         z = runs.place(found, stack)[0]
         region = jnp.where(found.valid, z // depth, n_regions)
         ones = runs.bits(found)
@@ -122,7 +122,7 @@ def _count(regions, hu, threshold, least, limits, floor_weight, unit, *, n_regio
         in_scan = jnp.where(found.valid, found.word - region * (words[0].size), 0)
         hu_sum, top = lesions.hu_of_runs(found, ones, hu, in_scan)
         counted = _spread(_sum, component, length) >= least
-        part = _parts(component, z) if connectivity > 8 and peak == "slice" else component
+        part = _parts(component, z) if in_3d and peak == "slice" else component
         weight = weights(_spread(_top, part, top), limits, floor_weight)
         fields = [length * weight, length, *lesions.digits(hu_sum, 4)]
         kept = jnp.where(counted, region, n_regions)
@@ -173,6 +173,19 @@ def _parts(component, z):
     group = jnp.zeros_like(component).at[order].set(number)
     # Unused slots sort first, so parts count from 2 or 1 on; numbers stay within the capacity because unused slots exist then.
     return jnp.where(component > 0, group - (sorted_component[0] == 0), 0)
+
+
+def of_lesions(table, spacing_mm, rule="default", **options):
+    """Agatston units of each row of a `lesions.Lesions` table, float64 [capacity] (host), each slice weighted by its own peak.
+
+    They add up to the total of a 3D rule; a rule that drops small components keeps less. Options as `rules.pixel_score`.
+    """
+    rule = rules.named(rule)
+    unit = rules.pixel_score(rule, spacing_mm, **options) / (float(spacing_mm[1]) * float(spacing_mm[2]))
+    peak = np.asarray(table.slice_peak_hu)
+    peak = peak.max(1, keepdims=True) if rule.peak == "lesion" else peak
+    weight = (peak[..., None] >= np.array(rule.limits)).sum(-1)
+    return (np.asarray(table.area_mm2, np.float64) * np.maximum(weight, rule.floor_weight)).sum(1) * unit
 
 
 class Scheme(NamedTuple):

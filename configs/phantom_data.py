@@ -11,6 +11,8 @@ def get_config(variant: str = "") -> ConfigDict:
     data = ConfigDict()
     data.kind = "phantom"  # or "folder"
     data.manifest = ""  # of "folder"
+    data.order = 3  # of "folder": spline order of resampling to the network's grid, as the published code; 1 is linear
+    data.labels = "classes"  # of "folder": 0-6 as in cacjax.scores.CLASSES, or "overlay": the codes of Lessmann and Zhai
     data.directory = ""  # where prepared data lie; empty: CACJAX_DATA_DIR, else ~/.cache/cacjax/datasets
     data.workers = 2  # processes that make or read scans at preparation
     data.seed = 1000
@@ -23,5 +25,5 @@ def get_config(variant: str = "") -> ConfigDict:
         data.shape = (80, 208, 208)
         data.splits.source_train.count = 24
         data.splits.target_train.count = 16
-    data.loader = ConfigDict({"threads": 2, "workers": 0})
+    data.loader = ConfigDict({"threads": 1, "workers": 0})
     return data

@@ -54,7 +54,7 @@ def test_libraries_stay_in_their_rooms():
     assert all(user.startswith("cacjax/models/") or user == "cacjax/task.py" for user in users_of("flax"))
     assert users_of("orbax") <= {f"cacjax/{entry}.py" for entry in ENTRY_POINTS}
     readers = users_of("SimpleITK") | users_of("pydicom")
-    assert readers <= {"cacjax/scan.py", "cacjax/dicom.py", "cacjax/report.py"}
+    assert readers <= {"cacjax/scan.py", "cacjax/dicom.py", "cacjax/volume.py", "cacjax/report.py"}
     assert not users_of("tensorflow") and not users_of("torch")
 
 

@@ -1,7 +1,7 @@
 """Random patients: covariates, tissue values, the shape of the chest, and the whole patient with coronary tree and calcium.
 
-Coordinates are LPS millimetres. Every array of the anatomy dict has the same shape for every patient, so one compiled renderer serves
-all. Each purpose has its own counter-based random stream, so that a change in one does not move the others.
+Coordinates are LPS millimetres. Every array of the anatomy dict has the same shape for every patient, so one compiled
+renderer serves all. Each purpose has its own counter-based random stream: a change in one does not move the others.
 """
 
 from typing import NamedTuple
@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 
 from cacjax.phantom.calcium import place_calcium
-from cacjax.phantom.coronary import coronary_tree, extra_curves, fat_sleeves, spread_fat_over
+from cacjax.phantom.carriers import extra_curves, fat_sleeves, spread_fat_over
+from cacjax.phantom.coronary import coronary_tree
 from cacjax.phantom.heart import WAVE_ROWS
 from cacjax.phantom.landmarks import sample_heart, sample_vessels
 
@@ -27,7 +28,10 @@ class Patient(NamedTuple):
 
 
 def stream(seed: int, purpose: int) -> np.random.Generator:
-    """The patient's random stream for one purpose: 101 anatomy, 111 surface detail, 202 tree, 303 calcium, 404 protocol, 505 timing."""
+    """The patient's random stream for one purpose.
+
+    101 anatomy, 111 surface detail, 112 fat, 202 tree, 303 calcium, 404 protocol, 505 timing.
+    """
     return np.random.Generator(np.random.Philox(key=[seed, purpose]))
 
 

@@ -33,7 +33,7 @@ def spline(points, smooth_mm2):
 
 
 def frame(points):
-    """Tangent, normal, binormal [..., n, 3] of curves [..., n, 3] that turn as little as possible (Wang 2008, double reflection)."""
+    """Tangent, normal, binormal [..., n, 3] of curves [..., n, 3], turning as little as possible (double reflection, Wang 2008)."""
     tangent = np.gradient(points, axis=-2)
     tangent /= np.linalg.norm(tangent, axis=-1, keepdims=True) + 1e-9
     first = tangent[..., :1, :]
@@ -80,3 +80,15 @@ def at(seg, s_mm):
         return values[low] + weight * (values[low + 1] - values[low])
 
     return mix(seg["c"]), mix(seg["n"]), mix(seg["b"]), mix(seg["r"])
+
+
+def tube_distance(points, path, radii):
+    """Distance [n] in mm from points [n, 3] to the wall of a tube along path [m, 3] with radii [m]; negative inside."""
+    path, radii = np.asarray(path, float), np.asarray(radii, float)
+    nearest = np.full(len(points), np.inf)
+    for start, end, r0, r1 in zip(path[:-1], path[1:], radii[:-1], radii[1:]):
+        axis = end - start
+        t = np.clip((points - start) @ axis / (axis @ axis), 0, 1)
+        distance = np.linalg.norm(points - start - t[:, None] * axis, axis=1)
+        nearest = np.minimum(nearest, distance - r0 - t * (r1 - r0))
+    return nearest

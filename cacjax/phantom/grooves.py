@@ -1,6 +1,7 @@
 """Newton solvers that lay curves on the heart: into grooves between chambers, along a wall, and clear of everything.
 
-Column order of the fields: lv, rv, ra, la, aorta, pulmonary trunk. Each solver is one compiled program of fixed shape.
+Column order of the fields: lv, rv, ra, la, aorta, pulmonary trunk, la without its appendage. Each solver is one compiled
+program of fixed shape.
 """
 
 import functools
@@ -8,16 +9,17 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from cacjax.phantom.heart import heart_sdfs
+from cacjax.phantom.heart import atrial_body, heart_sdfs
 from cacjax.phantom.surfaces import chain
 
-LV, RV, RA, LA, AORTA, TRUNK = range(6)
+LV, RV, RA, LA, AORTA, TRUNK, LA_BODY = range(7)
+FIELDS = 7
 POINTS = 400
 CLEARANCE_MM = 2.6
 
 
 def _distances(points, a):
-    """Distances [n, 6] and their gradients [n, 6, 3] at points [n, 3].
+    """Distances [n, 7] and their gradients [n, 7, 3] at points [n, 3].
 
     Forward differences over 0.05 mm: a quarter of the program that exact derivatives compile to, and good to 1e-3.
     """
@@ -25,7 +27,8 @@ def _distances(points, a):
     p = tuple(jnp.moveaxis(points[None] + shifts[:, None], -1, 0))
     chambers = heart_sdfs(p, a)
     vessels = [chain(p, a["ao"][:5], a["ao_r"][:5]), chain(p, a["pa"], a["pa_r"])]
-    d = jnp.stack([s[0] for s in [chambers["lv"], chambers["rv"], chambers["ra"], chambers["la"], *vessels]], -1)
+    surfaces = [*(chambers[name] for name in ("lv", "rv", "ra", "la")), *vessels, atrial_body(p, a)]
+    d = jnp.stack([s[0] for s in surfaces], -1)
     return d[0], jnp.moveaxis(d[1:] - d[0], 0, -1) / 0.05
 
 
@@ -46,7 +49,7 @@ def _to_groove(points, d, g, first, second):
 
 
 def _to_wall(points, d, g, wall, clearance, apart):
-    """One Newton step onto {wall = clearance}, away from the surfaces where `apart` [n, 6] is 1."""
+    """One Newton step onto {wall = clearance}, away from the surfaces where `apart` [n, 7] is 1."""
     near = _rows(d, wall) - clearance
     towards = _rows(g, wall)
     points = points - (near / (jnp.sum(towards**2, 1) + 1e-6))[:, None] * towards
@@ -57,7 +60,7 @@ def _to_wall(points, d, g, wall, clearance, apart):
 @jax.jit
 def settle_grooves(points, first, second, on_wall, a):
     """Points [n, 3] moved into the groove between surfaces first, second [n]; where `on_wall` they end exactly above `first`."""
-    nobody = jnp.zeros((points.shape[0], 6))
+    nobody = jnp.zeros((points.shape[0], FIELDS))
 
     def refine(i, p):
         d, g = _distances(p, a)
@@ -71,15 +74,13 @@ def settle_grooves(points, first, second, on_wall, a):
 def march(starts, directions, towards, jitter, wall, apart, a, *, step_mm=5.0):
     """Branches [steps, n, 3] that walk on surface `wall` [n] from starts [n, 3] in steps of 5 mm.
 
-    directions: first headings; towards: headings they keep returning to; jitter [steps, n, 3]; apart [n, 6]: surfaces to avoid.
+    directions: first headings; towards: headings they keep returning to; jitter [steps, n, 3]; apart [n, 7]: surfaces to avoid.
     """
 
     def walk(carry, noise):
         position, heading = carry
         goal = position + step_mm * heading
-        goal = jax.lax.fori_loop(
-            0, 6, lambda _, p: _to_wall(p, *_distances(p, a), wall, CLEARANCE_MM - 0.6, apart), goal
-        )
+        goal = jax.lax.fori_loop(0, 6, lambda _, p: _to_wall(p, *_distances(p, a), wall, CLEARANCE_MM - 0.6, apart), goal)
         moved = goal - position
         moved = moved / (jnp.linalg.norm(moved, axis=1, keepdims=True) + 1e-9)
         heading = 0.75 * moved + 0.25 * towards + 0.12 * noise
@@ -89,27 +90,27 @@ def march(starts, directions, towards, jitter, wall, apart, a, *, step_mm=5.0):
 
 
 @jax.jit
-def keep_clear(curves, radius, fixed, last, a):
-    """Curves [m, 400, 3] pushed out of chambers and trunks until radius [m, 400] + 0.7 mm is free, and drawn back to the heart.
+def keep_clear(curves, radius, fixed, in_aorta, last, a):
+    """Curves [m, 400, 3] pushed out of the chambers and great vessels until 0.7 mm around the radius [m] is free.
 
-    The first `fixed` [m] points stay; points after `last` [m] are padding that repeats the last one.
+    The first `fixed` [m] points stay, the first `in_aorta` [m] may touch the aorta; points after `last` [m] repeat the last one.
     """
     index = jnp.arange(POINTS)
-    held = index[None] < fixed[:, None]
-    at_trunk = index[None] < jnp.maximum(fixed, 16)[:, None]
+    held = index[None] <= fixed[:, None]
     tail = jnp.minimum(index[None], last[:, None])
+    leaving = (index[None] < in_aorta[:, None])[..., None] & (jnp.arange(FIELDS) == AORTA)
+    ignored = leaving | (jnp.arange(FIELDS) == LA_BODY)
 
     def relax(_, c):
         d, g = _distances(c.reshape(-1, 3), a)
-        d, g = d.reshape(*c.shape[:2], 6), g.reshape(*c.shape[:2], 6, 3)
-        free = held[..., None] | (at_trunk[..., None] & (jnp.arange(6) >= AORTA))
-        push = jnp.where(free, 0.0, jnp.minimum(d - (radius + 0.7)[..., None], 0.0))
+        d, g = d.reshape(*c.shape[:2], FIELDS), g.reshape(*c.shape[:2], FIELDS, 3)
+        push = jnp.where(ignored, 0.0, jnp.minimum(d - radius[:, None, None] - 0.7, 0.0))
         push = jnp.clip(push / (jnp.sum(g * g, -1) + 1e-6), -3.0, 0.0)
         moved = c - 0.8 * jnp.sum(push[..., None] * g, -2)
         smooth = _smooth(jnp.take_along_axis(moved, tail[..., None], 1))
-        return jnp.where(index[None, :, None] <= fixed[:, None, None], c, smooth)
+        return jnp.where(held[..., None], c, smooth)
 
-    return jax.lax.fori_loop(0, 4, relax, curves)
+    return jax.lax.fori_loop(0, 8, relax, curves)
 
 
 def _smooth(curves):

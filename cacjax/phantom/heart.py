@@ -3,12 +3,13 @@
 import jax.numpy as jnp
 import numpy as np
 
-from cacjax.phantom.surfaces import capsule, chain, ellipsoid, offset, smooth_union, smoothstep, union, wave_basis
+from cacjax.phantom.landmarks import PULMONARY_VEIN_RADII
+from cacjax.phantom.surfaces import chain, ellipsoid, offset, smooth_union, smoothstep, tubes, union, wave_basis
 
 # Rows of anatomy["wave_weights"]: which mix of the shared plane waves (unit root mean square) shapes which surface.
 WAVE_ROWS = ("lv", "lvc", "rv", "ra", "la", "epicardial", "paracardiac")
 # Root mean square of the waves on each chamber wall, mm: peaks of 2-3 mm make real chambers, which are no ellipsoids.
-WALL_WAVE_MM = {"lv": 1.0, "lvc": 0.9, "rv": 1.4, "ra": 1.4, "la": 1.3}
+WALL_WAVE_MM = {"lv": 1.0, "lvc": 0.9, "rv": 1.5, "ra": 1.6, "la": 1.6}
 SLEEVE_MM = 4.5
 _IDENTITY = np.eye(3, dtype=np.float32)
 
@@ -29,27 +30,33 @@ def heart_sdfs(p, a):
         "lv": ellipsoid(p, a["lv"][:3], rotation, a["lv"][3:]),
         "lvc": ellipsoid(p, a["lvc"][:3], rotation, a["lvc"][3:]),
         "rv": smooth_union([ellipsoid(p, a["rv"][:3], rotation, a["rv"][3:]), outflow], 4.0),
-        "ra": ellipsoid(p, a["ra"][:3], _IDENTITY, a["ra"][3:]),
+        "ra": smooth_union([ellipsoid(p, a["ra"][:3], _IDENTITY, a["ra"][3:]), chain(p, a["raa"], a["raa_r"])], 4.0),
         "la": smooth_union([ellipsoid(p, a["la"][:3], _IDENTITY, a["la"][3:]), appendage], 3.0),
     }
     waves = wave_fields(p, a, smooth)
     return {name: offset(s, WALL_WAVE_MM[name] * wave) for (name, s), wave in zip(smooth.items(), waves)}
 
 
+def atrial_body(p, a):
+    """The left atrium without its appendage: the circumflex artery runs in the groove below it, under the appendage."""
+    body = ellipsoid(p, a["la"][:3], _IDENTITY, a["la"][3:])
+    return offset(body, WALL_WAVE_MM["la"] * wave_fields(p, a, ["la"])[0])
+
+
 def great_vessels(p, a):
     """Vessel lumina: dict ao, pa, root (both trunks inside the sac), rlpa, svc, ivc, pv, cs of surfaces."""
     root = chain(p, a["ao"][:4], a["ao_r"][:4])
-    rest = [capsule(p, s[0], s[1], r[0], r[1]) for s, r in zip(list(a["ao_seg"]), list(a["ao_segr"]))]
+    rest = tubes(p, a["ao_seg"][:, 0], a["ao_seg"][:, 1], a["ao_segr"][:, 0], a["ao_segr"][:, 1])
     trunk = chain(p, a["pa"][:2], a["pa_r"][:2])
-    veins = [capsule(p, a["pv"][i], a["pv"][i + 1], 7.5, 5.5) for i in (0, 2, 4, 6)]
+    veins = [chain(p, vein, PULMONARY_VEIN_RADII) for vein in list(a["pv"])]
     return {
-        "ao": union([root, *rest]),
+        "ao": union([root, rest]),
         "pa": union([trunk, chain(p, a["pa"][1:], a["pa_r"][1:])]),
         "root": union([root, trunk]),
         "rlpa": union([chain(p, a["rpa"], a["rpa_r"]), chain(p, a["lpa"], a["lpa_r"])]),
         "svc": chain(p, a["svc"], a["svc_r"]),
         "ivc": chain(p, a["ivc"], a["ivc_r"]),
-        "pv": union(veins),
+        "pv": tubes(p, a["pv"][::2], a["pv"][1::2], np.full(4, 7.5, np.float32), np.full(4, 5.5, np.float32)),
         "cs": chain(p, a["cs"], (3.5, 4.0, 5.0)),
     }
 

@@ -54,7 +54,7 @@ def sample_heart(g, a):
     rotation = np.stack([long_axis, to_right, np.cross(long_axis, to_right)])
     heart = {"frame": np.stack([*rotation, mitral, apex, right]), "Rlv": rotation}
     heart |= _ventricles(g, pose, left, right, np.linalg.norm(apex - mitral), long_axis, a["female"])
-    return pose, heart | _atria(g, pose)
+    return pose, heart | _atria(g, pose, heart)
 
 
 def _jitter(g, sd=0.05):
@@ -75,14 +75,29 @@ def _ventricles(g, pose, left, right, length, long_axis, female):
     }
 
 
-def _atria(g, pose):
+def _atria(g, pose, heart):
     right, left = np.array([21, 24, 30]) * pose.scale, np.array([30, 19, 23]) * pose.scale
     return {
         "ra": [*pose([-30, -20, -4]), *(right * [_jitter(g), _jitter(g), _jitter(g)])],
+        "raa": pose.path((-25, -34, 10), (-22, -44, 20), (-17, -50, 27)),
+        "raa_r": np.array([12, 9, 5.0]) * pose.scale,
         "la": [*pose([14, 7, 14]), *(left * [_jitter(g, 0.08), _jitter(g, 0.08), _jitter(g, 0.08)])],
-        "laa": pose.path((34, -8, 22), (48, -22, 26), (51, -34, 23)),
-        "laa_r": np.array([10, 8, 5.0]) * pose.scale,
+        "laa": _lift(pose.path((34, -8, 22), (48, -22, 26), (51, -34, 23)), np.array([9, 7.5, 5.0]) * pose.scale, heart),
+        "laa_r": np.array([9, 7.5, 5.0]) * pose.scale,
     }
+
+
+def _lift(points, radii, heart, room_mm=6.0):
+    """The appendage moved off the left ventricle: the circumflex artery and its fat need room between the two."""
+    centre, semi_axes, rotation = np.array(heart["lv"][:3]), np.array(heart["lv"][3:]), heart["Rlv"]
+    for _ in range(6):
+        body = (points - centre) @ rotation.T / semi_axes
+        q = np.linalg.norm(body, axis=1, keepdims=True)
+        slope = (body / semi_axes) @ rotation / q
+        steep = np.linalg.norm(slope, axis=1, keepdims=True)
+        short = np.maximum(radii[:, None] + room_mm - (q - 1) / steep, 0)
+        points = points + short * slope / steep
+    return points
 
 
 def sample_vessels(g, a, pose):
@@ -95,12 +110,17 @@ def sample_vessels(g, a, pose):
     vessels["trachea"] = [[-2, 10, 150.0], [-4, 16, 92], [-5, 18, 82]]
     vessels["bron"] = [[-5, 18, 82.0], [-30, 20, 58], [-50, 22, 40], [26, 22, 62], [48, 28, 44]]
     vessels["eso"] = [6 + g.normal(0, 3), a["yv"] - 26, g.uniform(0, 1)]
-    vessels["dia"] = [-26 + g.normal(0, 6), -38 + g.normal(0, 6)]  # height of the right and left dome
+    vessels["dia"] = [-26 + g.normal(0, 6), -38 + g.normal(0, 6), _lowest(a) + 5.0]  # right and left dome, central tendon
+    vessels["tendon"] = 0.5 * (np.array(a["rv"][:2]) + np.array(a["lv"][:2]))
     vigour = np.clip(g.normal(1, 0.18), 0.55, 1.5)
-    vessels["motion"] = vigour * np.array(
-        [9.0, 11.0, 3.2, 1.6]
-    )  # mm: long axis, right groove, squeeze left, squeeze right
+    vessels["motion"] = vigour * np.array([9.0, 11.0, 3.2, 1.6])  # mm: long axis, right groove, squeeze left, squeeze right
     return vessels
+
+
+def _lowest(a):
+    """Height of the lower surface of the ventricles."""
+    reach = [a[k][2] - np.linalg.norm(a["Rlv"][:, 2] * np.array(a[k][3:])) for k in ("lv", "rv")]
+    return min(reach)
 
 
 def _aorta(g, a, pose):
@@ -109,9 +129,7 @@ def _aorta(g, a, pose):
     up = np.clip(g.normal(16.6 - 1.2 * a["female"] + 0.06 * older, 1.6), 12, 23)
     down = np.clip(g.normal(12.2 - 0.9 * a["female"] + 0.04 * older, 1.2), 9, 17)
     x, y = g.normal(24, 3), a["yv"]
-    rising = pose.path(
-        (18, -28, 6), (6, -34, 22), (0, -37, 33), (-7, -38, 52, 0.9), (-9, -33, 72, 0.8), (-2, -14, 95, 0.5)
-    )
+    rising = pose.path((18, -28, 6), (6, -34, 22), (0, -37, 33), (-7, -38, 52, 0.9), (-9, -33, 72, 0.8), (-2, -14, 95, 0.5))
     arch = [pose([12, 14, 98], 0.3), [x - 3, y - 24, 84], [x, y - 17, 60]]
     falling = [[x, y - 17, 10], [x - 3, y - 16, -40], [x - 12, y - 20, -90], [x - 18, y - 22, -150]]
     points = np.array([*rising, *arch, *falling], np.float32)
@@ -122,17 +140,27 @@ def _aorta(g, a, pose):
 
 
 def _pulmonary(pose, trunk):
-    veins = [(-12, 8, 18), (-50, 12, 24, 0.8), (38, 12, 20), (66, 22, 20, 0.8)]
-    veins += [(-10, 12, 4), (-46, 24, -12, 0.8), (38, 14, 6), (60, 32, -14, 0.8)]
     return {
         "pa": pose.path((20, -55, 37), (24, -44, 52), (22, -28, 62, 0.9), (17, -14, 65, 0.9)),
         "pa_r": [trunk, trunk + 0.5, trunk, trunk - 1],
-        "rpa": pose.path((17, -14, 64, 0.9), (-4, -8, 58, 0.9), (-28, -5, 53, 0.8), (-46, 0, 46, 0.7)),
-        "rpa_r": [11, 10.5, 9.5, 7],
-        "lpa": pose.path((17, -14, 65, 0.9), (38, 2, 66, 0.9), (52, 14, 56, 0.8), (58, 18, 36, 0.7)),
-        "lpa_r": [11, 10, 8.5, 6.5],
-        "pv": pose.path(*veins),
+        "rpa": pose.path((17, -14, 64, 0.9), (-4, -8, 58, 0.9), (-28, -5, 53, 0.8), (-46, 4, 42, 0.7), *_RIGHT_HILUM),
+        "rpa_r": [11, 10.5, 9.5, 7.5, 6.5, 4.5, 2.5],
+        "lpa": pose.path((17, -14, 65, 0.9), (38, 2, 66, 0.9), (52, 14, 56, 0.8), (58, 20, 36, 0.7), *_LEFT_HILUM),
+        "lpa_r": [11, 10, 8.5, 7, 6, 4.5, 2.5],
+        "pv": np.stack([pose.path(*vein) for vein in _PULMONARY_VEINS]),
     }
+
+
+# The lower-lobe arteries go on behind the bronchi; each pulmonary vein bends and thins out into the lung: (x, y, z, weight).
+_RIGHT_HILUM = ((-51, 16, 22, 0.7), (-56, 30, -4, 0.6), (-66, 48, -34, 0.4))
+_LEFT_HILUM = ((61, 28, 18, 0.7), (66, 40, -6, 0.6), (76, 56, -34, 0.4))
+_PULMONARY_VEINS = (
+    ((-10, 8, 18), (-38, 8, 24, 0.8), (-56, -4, 30, 0.6), (-76, -24, 36, 0.4)),
+    ((36, 10, 20), (54, 10, 26, 0.8), (68, -4, 34, 0.6), (84, -26, 40, 0.4)),
+    ((-8, 12, 5), (-36, 22, -4, 0.8), (-54, 38, -16, 0.6), (-70, 56, -30, 0.4)),
+    ((36, 14, 6), (54, 28, -3, 0.8), (68, 46, -16, 0.6), (82, 62, -30, 0.4)),
+)
+PULMONARY_VEIN_RADII = (7.5, 5.5, 3.6, 1.8)
 
 
 def _veins(pose):

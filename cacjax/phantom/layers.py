@@ -69,7 +69,7 @@ def _paint_shoulder(hu, f, a, body_fat):
 
 def _paint_lung(hu, f, p, a, psf_mm):
     lung = a["hu_tis"][4] + 0.28 * p[1] + 16.0 * f["texture_lung"]
-    branches, twigs = lung_vessels(p, a)
+    branches, twigs = lung_vessels(p, f)
     sharpness = 1.0 / jnp.sqrt(psf_mm[0] ** 2 + 0.25 * psf_mm[1] ** 2)
     lung = blend(lung, 25.0, normal_cdf(-branches * sharpness))
     lung = blend(lung, 5.0, 0.9 * normal_cdf(-twigs * sharpness) * smoothstep(3.0, 12.0, -f["cavity"]))

@@ -3,7 +3,7 @@
 import numpy as np
 from scipy.spatial import cKDTree
 
-from cacjax.phantom.curves import STEP_MM
+from cacjax.phantom.curves import STEP_MM, tube_distance
 
 PARENTS = {"LCX": "LAD", "D1": "LAD", "D2": "LAD", "OM1": "LCX", "OM2": "LCX", "PDA": "RCA", "AM": "RCA"}
 
@@ -22,7 +22,7 @@ def vessel_samples(tree: list, anatomy: dict, *, max_step_mm: float) -> dict:
     line = {seg["name"]: seg for seg in tree}
     parts = [_without_parent(_tube(seg, max_step_mm), seg["name"], line) for seg in tree if seg["cls"] <= 3]
     samples = {k: np.concatenate([part[k] for part in parts]) for k in parts[0]}
-    aorta = _aortic_distance(samples["pos"], anatomy)
+    aorta = tube_distance(samples["pos"], anatomy["ao"][:6], anatomy["ao_r"][:6])
     samples["co"] = np.where(aorta < 1.3, samples["cl"], samples["co"])  # at the ostium the lumen opens into the aorta
     return {k: v[aorta > -0.2] for k, v in samples.items()}
 
@@ -55,15 +55,3 @@ def _without_parent(samples, name, line):
     if name == "LCX":
         keep &= cKDTree(line["LM"]["c"]).query(samples["pos"])[0] > 2.4
     return {k: v[keep] for k, v in samples.items()}
-
-
-def _aortic_distance(pos, anatomy):
-    """Distance [n] in mm to the ascending aorta and root (the first six points of the chain)."""
-    points, radii = np.asarray(anatomy["ao"][:6], float), np.asarray(anatomy["ao_r"][:6], float)
-    nearest = np.full(len(pos), np.inf)
-    for start, end, r0, r1 in zip(points[:-1], points[1:], radii[:-1], radii[1:]):
-        axis = end - start
-        t = np.clip((pos - start) @ axis / (axis @ axis), 0, 1)
-        distance = np.linalg.norm(pos - start - t[:, None] * axis, axis=1)
-        nearest = np.minimum(nearest, distance - r0 - t * (r1 - r0))
-    return nearest

@@ -5,7 +5,7 @@ import numpy as np
 
 from cacjax.phantom.heart import great_vessels, heart_sdfs, paracardiac_fat_mm, pericardium_weight, sac_sdf
 from cacjax.phantom.motion import beat_displacement, to_reference
-from cacjax.phantom.surfaces import capsule, chain, ellipsoid, offset, smooth_union, union, waves
+from cacjax.phantom.surfaces import chain, ellipsoid, offset, smooth_union, tubes, union, waves
 
 _IDENTITY = np.eye(3, dtype=np.float32)
 # Branches of the arch: (start, end, radius); arteries start at the arch of this patient, veins at fixed places.
@@ -52,20 +52,22 @@ def _details(q, a, s):
 
 
 def _airways(p, a):
-    b = a["bron"]
+    first, last, start_mm, end_mm = (np.array(v) for v in zip(*_AIRWAYS))
+    start_mm, end_mm = start_mm.astype(np.float32), end_mm.astype(np.float32)
     oesophagus = jnp.sqrt((p[0] - a["eso"][0]) ** 2 + ((p[1] - a["eso"][1]) * 1.35) ** 2 + 1e-3) - 9.0
     return {
         "oesophagus": (oesophagus, jnp.zeros_like(oesophagus)),
         "trachea": chain(p, a["trachea"], (9.0, 9.0, 9.0)),
-        "bronchi": union([capsule(p, b[i], b[j], r0, r1) for i, j, r0, r1 in _AIRWAYS]),
+        "bronchi": tubes(p, a["bron"][first], a["bron"][last], start_mm, end_mm),
     }
 
 
 def _arch_branches(p, a):
     arch = a["ao"][5]
-    arteries = [capsule(p, arch + jnp.array(s), 0.6 * arch + jnp.array(e), r, 0.9 * r) for s, e, r in _ARCH_ARTERIES]
-    veins = [capsule(p, jnp.array(s) * 1.0, jnp.array(e) * 1.0, r, 0.9 * r) for s, e, r in _ARCH_VEINS]
-    return {"arch_arteries": union(arteries), "arch_veins": union(veins)}
+    starts, ends, radii = (np.array(v, np.float32) for v in zip(*_ARCH_ARTERIES))
+    arteries = tubes(p, arch + starts, 0.6 * arch + ends, radii, 0.9 * radii)
+    starts, ends, radii = (np.array(v, np.float32) for v in zip(*_ARCH_VEINS))
+    return {"arch_arteries": arteries, "arch_veins": tubes(p, starts, ends, radii, 0.9 * radii)}
 
 
 def _fat_around(p, q, a, moving, still):

@@ -1,6 +1,6 @@
-"""Drawing the large structures: one compiled program per tile size, whatever the size of the scan.
+"""Drawing the large structures, tile by tile: the same compiled programs serve every size of scan.
 
-Surfaces are smooth, so their distances are evaluated on a grid of about 1.3 mm and interpolated; the edges themselves are painted
+Surfaces are smooth, so their distances are evaluated on a grid of about 2 mm and interpolated; the edges themselves are painted
 at every voxel. A tile is SLICES slices by n x n grid cells; each of the m x m voxels of a cell is one call ("phase") of the painter.
 """
 
@@ -15,10 +15,11 @@ from cacjax.phantom import layers, motion
 from cacjax.phantom.chest import chest_surfaces
 from cacjax.phantom.mediastinum import heart_surfaces
 from cacjax.phantom.surfaces import device, waves
+from cacjax.phantom.thorax import vessel_waves
 
 SLICES = 16
-TILE_CELLS = (48, 52, 64)
-FIELD_STEP_MM = 1.45
+TILE_CELLS = 36
+FIELD_STEP_MM = 2.2
 HEART_BOX_MM = ((-82.0, 122.0), (-112.0, 72.0))  # x, y; outside of it only the chest is drawn
 SHARP_MM = 0.15  # edge blur where the tissue under a small structure is looked up
 _REST = (np.eye(3, dtype=np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32))
@@ -41,7 +42,7 @@ def render(anatomy: dict, grid: Grid, timing, blood: dict, psf_mm, couch: bool):
 
     psf_mm: standard deviations (in plane, slice); blood: HU per compartment; couch: whether a couch lies under the patient.
     """
-    m, n = _layout(grid)
+    m, n = max(1, int(FIELD_STEP_MM / max(grid.spacing_mm[1:]))), TILE_CELLS
     scene = _scene(anatomy, timing, blood, psf_mm, couch)
     hu, heart = np.empty(grid.shape, np.float32), np.zeros(grid.shape, bool)
     depth, height, width = grid.shape
@@ -49,13 +50,6 @@ def render(anatomy: dict, grid: Grid, timing, blood: dict, psf_mm, couch: bool):
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda corner: _draw_tile(hu, heart, corner, grid, timing, scene, m, n), corners))
     return hu, heart
-
-
-def _layout(grid):
-    """Voxels per grid cell (m) and cells per tile (n) that waste the fewest voxels on tiles that stick out."""
-    m = max(1, int(FIELD_STEP_MM / max(grid.spacing_mm[1:])))
-    sides = [-(-s // m) for s in grid.shape[1:]]
-    return m, min(TILE_CELLS, key=lambda n: (-(-sides[0] // n)) * (-(-sides[1] // n)) * n * n)
 
 
 def _scene(anatomy, timing, blood, psf_mm, couch):
@@ -127,7 +121,7 @@ def _chest_fields(a, p, breath, psf):
     surfaces["end_plate"] = surfaces["body"][1]
     for name in ("fat", "lung", "bone"):
         surfaces["texture_" + name] = waves(p, *a["tx_" + name])
-    return layers.sharpen(surfaces, psf, 0.0)
+    return layers.sharpen(surfaces, psf, 0.0) | vessel_waves(p, a)
 
 
 @jax.jit
@@ -167,7 +161,7 @@ def tissue_at(anatomy: dict, points, blood: dict):
 
     The displacement is that of full contraction. Outside the mediastinum everything is taken for lung.
     """
-    n = TILE_CELLS[1]
+    n = TILE_CELLS
     a, values = device(anatomy), {k: jnp.float32(v) for k, v in blood.items()}
     psf = (jnp.float32(SHARP_MM), jnp.float32(SHARP_MM))
     block, hu, moves = SLICES * n * n, [], []

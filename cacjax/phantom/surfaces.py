@@ -1,7 +1,7 @@
 """Implicit surfaces: first-order signed distances whose edges are drawn with an analytic point-spread function.
 
-Points are a tuple `p = (x, y, z)` in mm that broadcasts. A surface is a pair `(distance_mm, nz2)`: the signed distance, negative inside,
-and the squared z component of the unit normal, which tells how much of the slice profile an edge sees.
+Points are a tuple `p = (x, y, z)` in mm that broadcasts. A surface is a pair `(distance_mm, nz2)`: the signed distance,
+negative inside, and the squared z component of the unit normal, which tells how much of the slice profile an edge sees.
 """
 
 import jax
@@ -40,7 +40,20 @@ def capsule(p, start, end, start_radius, end_radius):
 
 def chain(p, points, radii):
     """Tube around a polyline: points [n, 3], radii [n], mm."""
-    return union([capsule(p, points[i], points[i + 1], radii[i], radii[i + 1]) for i in range(points.shape[0] - 1)])
+    points, radii = jnp.asarray(points, jnp.float32), jnp.asarray(radii, jnp.float32)
+    return tubes(p, points[:-1], points[1:], radii[:-1], radii[1:])
+
+
+def tubes(p, starts, ends, start_radii, end_radii):
+    """Hard union of k capsules: starts and ends [k, 3], radii [k], mm. A loop, which compiles once for all of them."""
+    shape = jnp.broadcast_shapes(*[jnp.shape(v) for v in p])
+    p = tuple(jnp.broadcast_to(v, shape) for v in p)
+
+    def nearer(best, tube):
+        return union([best, capsule(p, *tube)]), None
+
+    first = (jnp.full(shape, jnp.inf, jnp.float32), jnp.zeros(shape, jnp.float32))
+    return jax.lax.scan(nearer, first, (starts, ends, start_radii, end_radii))[0]
 
 
 def union(items):
@@ -110,27 +123,19 @@ def smoothstep(low, high, x):
 def waves(p, wave_vectors, phases):
     """Band-limited texture of unit variance: the sum of n plane waves; wave_vectors [n, 3] in rad/mm, phases [n]."""
     n = wave_vectors.shape[0]
-    scale = np.float32(np.sqrt(2.0 / n))
-    if p[0].shape != p[1].shape:
-        return scale * _waves_on_grid(p, wave_vectors, phases)
-    return scale * sum(jnp.cos(_phase(p, wave_vectors[i], phases[i])) for i in range(n))
+    return np.float32(np.sqrt(2.0 / n)) * sum(wave_basis(p, wave_vectors, phases))
 
 
 def wave_basis(p, wave_vectors, phases):
     """The single plane waves as a list of n fields in [-1, 1], to be mixed with several sets of weights."""
-    return [jnp.cos(_phase(p, wave_vectors[i], phases[i])) for i in range(wave_vectors.shape[0])]
+    turns, start = wave_vectors * np.float32(1 / (2 * np.pi)), phases * np.float32(1 / (2 * np.pi))
+    return [
+        cosine(turns[i, 0] * p[0] + turns[i, 1] * p[1] + turns[i, 2] * p[2] + start[i]) for i in range(wave_vectors.shape[0])
+    ]
 
 
-def _phase(p, vector, phase):
-    return vector[0] * p[0] + vector[1] * p[1] + vector[2] * p[2] + phase
-
-
-def _waves_on_grid(p, wave_vectors, phases):
-    """The same sum on an open grid x (1,1,W), y (1,H,1), z (D,1,1): trigonometry only along the axes."""
-    columns = [wave_vectors[:, i].reshape(-1, 1, 1, 1) for i in range(3)]
-    angles = [columns[0] * p[0] + phases.reshape(-1, 1, 1, 1), columns[1] * p[1], columns[2] * p[2]]
-    cos, sin = [jnp.cos(v) for v in angles], [jnp.sin(v) for v in angles]
-    cos, sin = jax.lax.optimization_barrier((cos, sin))  # keeps XLA from fusing the sines into every voxel
-    cos_xy, sin_xy = cos[0] * cos[1] - sin[0] * sin[1], sin[0] * cos[1] + cos[0] * sin[1]
-    cos_xy, sin_xy = jax.lax.optimization_barrier((cos_xy, sin_xy))
-    return sum(cos_xy[i] * cos[2][i] - sin_xy[i] * sin[2][i] for i in range(wave_vectors.shape[0]))
+def cosine(turns):
+    """cos(2 pi turns) to 2e-4: five times faster on CPU than the library's, whose accuracy no texture needs."""
+    t = 0.25 - jnp.abs(turns - jnp.floor(turns + 0.5))
+    t2 = t * t
+    return t * (6.2831853 + t2 * (-41.341702 + t2 * (81.605249 - 76.705859 * t2)))

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from cacjax.phantom.surfaces import ellipsoid, smoothstep, union
+from cacjax.phantom.surfaces import ellipsoid, smoothstep, union, wave_basis
 
 _IDENTITY = np.eye(3, dtype=np.float32)
 _HILUM_MM = (34.0, 10.0, 30.0)
@@ -17,33 +17,52 @@ def breast_sdf(p, a):
     return jnp.where(a["breast"][0] > 1.0, distance, 999.0), nz2
 
 
-def lung_vessels(p, a):
-    """Distances in mm to the walls of (branches fanning out from the hila, fine twigs); negative inside.
+def vessel_waves(p, a):
+    """Sums of waves whose common zeros are lung vessels: dict of plain fields, smooth enough to be interpolated.
 
-    A vessel is where two random fields are both zero. Around the hilum their coordinates are compressed radially, so that the
-    zero lines run outwards; the doubled angles of the same waves give a second, finer generation for nothing.
+    Around the hilum the coordinates are compressed radially, so that the zero lines run outwards; the doubled angles of the same
+    waves give a second, finer generation for nothing.
     """
+    squeeze, (x, y, z), side, _ = _hilum(p)
+    fan = (x * squeeze + 0.2 * x + 90.0 * side, y * squeeze + 0.2 * y, z * squeeze + 0.2 * z)
+    out = {}
+    for name in ("v1", "v2", "s1", "s2"):
+        vectors, phases = a["tx_" + name]
+        basis = wave_basis(fan if name[0] == "v" else p, vectors, phases)
+        scale = np.float32(np.sqrt(2.0 / len(basis)))
+        out["wave_" + name] = scale * sum(basis)
+        if name[0] == "v":
+            out["wave_twice_" + name] = scale * sum(2.0 * c * c - 1.0 for c in basis)
+    return out
+
+
+def _hilum(p):
+    """Compression, offset from the nearer hilum, side, and distance from that hilum in mm."""
     side = jnp.where(p[0] < 0, -1.0, 1.0)
     x, y, z = p[0] - side * _HILUM_MM[0], p[1] - _HILUM_MM[1], p[2] - _HILUM_MM[2]
     hilum_mm = jnp.sqrt(x * x + y * y + z * z + 1.0)
-    squeeze = 42.0 / (hilum_mm + 12.0)
-    fan = (x * squeeze + 0.2 * x + 90.0 * side, y * squeeze + 0.2 * y, z * squeeze + 0.2 * z)
+    return 42.0 / (hilum_mm + 12.0), (x, y, z), side, hilum_mm
+
+
+def diaphragm_mm(x, y, a):
+    """Height of the diaphragm: a dome on each side, and the central tendon on which the heart rests."""
+    right, left, middle = a["dia"][0], a["dia"][1], a["dia"][2]
+    right = right - ((x + 60.0) / 78.0) ** 2 * 50.0 - ((y - 5.0) / 80.0) ** 2 * 55.0
+    left = left - ((x - 72.0) / 62.0) ** 2 * 45.0 - ((y - 8.0) / 80.0) ** 2 * 55.0
+    middle = middle - ((x - a["tendon"][0]) ** 2 + (y - a["tendon"][1]) ** 2) / 90.0
+    return jnp.maximum(jnp.maximum(right, left), middle)
+
+
+def lung_vessels(p, waves):
+    """Distances in mm to the walls of (branches fanning out from the hila, fine twigs); negative inside; waves: `vessel_waves`."""
+    squeeze, _, _, hilum_mm = _hilum(p)
     slope = np.float32(2 * np.pi / _TRUNK_WAVE_MM * 0.85) * (squeeze + 0.2)
-    first, second = _zero_line(fan, a, ("tx_v1", "tx_v2"))
-    thick = first / slope - (0.7 + 3.6 * jnp.exp(-(hilum_mm - 10.0) / 34.0))
-    medium = second / (2.0 * slope) - (0.55 + 1.3 * jnp.exp(-(hilum_mm - 10.0) / 55.0))
-    fine = _zero_line(p, a, ("tx_s1", "tx_s2"))[0] / np.float32(2 * np.pi / _TWIG_WAVE_MM * 0.85)
+    thick = _both_zero(waves, "v1", "v2") / slope - (0.7 + 2.6 * jnp.exp(-hilum_mm / 42.0))
+    medium = _both_zero(waves, "twice_v1", "twice_v2") / (2.0 * slope) - (0.6 + 1.2 * jnp.exp(-hilum_mm / 60.0))
+    fine = _both_zero(waves, "s1", "s2") / np.float32(2 * np.pi / _TWIG_WAVE_MM * 0.85)
     fine = fine - 1.15 * jnp.exp(-hilum_mm / 130.0) * smoothstep(10.0, 30.0, hilum_mm)
     return jnp.minimum(thick, medium), fine
 
 
-def _zero_line(p, a, names):
-    """sqrt(f^2 + g^2) of two wave fields, and the same of the fields of twice the frequency."""
-    once, twice = 0.0, 0.0
-    for name in names:
-        vectors, phases = a[name]
-        n = vectors.shape[0]
-        cos = [jnp.cos(sum(vectors[i, k] * p[k] for k in range(3)) + phases[i]) for i in range(n)]
-        once += sum(cos) ** 2 * (2.0 / n)
-        twice += sum(2.0 * c * c - 1.0 for c in cos) ** 2 * (2.0 / n)
-    return jnp.sqrt(once + 1e-4), jnp.sqrt(twice + 1e-4)
+def _both_zero(waves, first, second):
+    return jnp.sqrt(waves["wave_" + first] ** 2 + waves["wave_" + second] ** 2 + 1e-4)
