@@ -60,8 +60,8 @@ def resample_to(volume, affine, to_affine, to_shape, *, order=1, outside=None):
     result = _sample(volume, _plan(positions, volume.shape, order))
     if outside is None:
         return result
-    inside = [(p >= -0.5) & (p <= n - 0.5) for p, n in zip(positions, volume.shape, strict=True)]
-    return jnp.where(functools.reduce(np.logical_and, np.ix_(*inside)), result, outside)
+    z, y, x = ((p >= -0.5) & (p <= n - 0.5) for p, n in zip(positions, volume.shape, strict=True))
+    return jnp.where(z[:, None, None] & y[:, None] & x, result, outside)
 
 
 def _plan(positions, shape, order):
