@@ -110,7 +110,7 @@ def keep_clear(curves, radius, fixed, in_aorta, last, a):
         smooth = _smooth(jnp.take_along_axis(moved, tail[..., None], 1))
         return jnp.where(held[..., None], c, smooth)
 
-    return jax.lax.fori_loop(0, 8, relax, curves)
+    return jax.lax.fori_loop(0, 14, relax, curves)
 
 
 def _smooth(curves):

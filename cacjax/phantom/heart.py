@@ -56,7 +56,7 @@ def great_vessels(p, a):
         "rlpa": union([chain(p, a["rpa"], a["rpa_r"]), chain(p, a["lpa"], a["lpa_r"])]),
         "svc": chain(p, a["svc"], a["svc_r"]),
         "ivc": chain(p, a["ivc"], a["ivc_r"]),
-        "pv": tubes(p, a["pv"][::2], a["pv"][1::2], np.full(4, 7.5, np.float32), np.full(4, 5.5, np.float32)),
+        "pv": union(veins),
         "cs": chain(p, a["cs"], (3.5, 4.0, 5.0)),
     }
 

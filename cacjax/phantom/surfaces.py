@@ -129,9 +129,7 @@ def waves(p, wave_vectors, phases):
 def wave_basis(p, wave_vectors, phases):
     """The single plane waves as a list of n fields in [-1, 1], to be mixed with several sets of weights."""
     turns, start = wave_vectors * np.float32(1 / (2 * np.pi)), phases * np.float32(1 / (2 * np.pi))
-    return [
-        cosine(turns[i, 0] * p[0] + turns[i, 1] * p[1] + turns[i, 2] * p[2] + start[i]) for i in range(wave_vectors.shape[0])
-    ]
+    return [cosine(turns[i, 0] * p[0] + turns[i, 1] * p[1] + turns[i, 2] * p[2] + start[i]) for i in range(wave_vectors.shape[0])]
 
 
 def cosine(turns):
