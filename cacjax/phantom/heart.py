@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cacjax.phantom.landmarks import PULMONARY_VEIN_RADII
-from cacjax.phantom.surfaces import chain, ellipsoid, offset, smooth_union, smoothstep, tubes, union, wave_basis
+from cacjax.phantom.surfaces import chains, ellipsoid, offset, smooth_union, smoothstep, union, wave_basis
 
 # Rows of anatomy["wave_weights"]: which mix of the shared plane waves (unit root mean square) shapes which surface.
 WAVE_ROWS = ("lv", "lvc", "rv", "ra", "la", "epicardial", "paracardiac")
@@ -24,14 +24,13 @@ def wave_fields(p, a, rows):
 def heart_sdfs(p, a):
     """Outer surfaces of the chambers and the left ventricular cavity: dict lv, lvc, rv, ra, la of surfaces."""
     rotation = a["Rlv"]
-    appendage = chain(p, a["laa"], a["laa_r"])
-    outflow = chain(p, a["rvot"], a["rvot_r"])
+    tubes = chains(p, {"appendage": [(a["laa"], a["laa_r"])], "outflow": [(a["rvot"], a["rvot_r"])]})
     smooth = {
         "lv": ellipsoid(p, a["lv"][:3], rotation, a["lv"][3:]),
         "lvc": ellipsoid(p, a["lvc"][:3], rotation, a["lvc"][3:]),
-        "rv": smooth_union([ellipsoid(p, a["rv"][:3], rotation, a["rv"][3:]), outflow], 4.0),
+        "rv": smooth_union([ellipsoid(p, a["rv"][:3], rotation, a["rv"][3:]), tubes["outflow"]], 4.0),
         "ra": smooth_union([ellipsoid(p, a["ra"][:3], _IDENTITY, a["ra"][3:]), chain(p, a["raa"], a["raa_r"])], 4.0),
-        "la": smooth_union([ellipsoid(p, a["la"][:3], _IDENTITY, a["la"][3:]), appendage], 3.0),
+        "la": smooth_union([ellipsoid(p, a["la"][:3], _IDENTITY, a["la"][3:]), tubes["appendage"]], 3.0),
     }
     waves = wave_fields(p, a, smooth)
     return {name: offset(s, WALL_WAVE_MM[name] * wave) for (name, s), wave in zip(smooth.items(), waves)}
@@ -45,20 +44,21 @@ def atrial_body(p, a):
 
 def great_vessels(p, a):
     """Vessel lumina: dict ao, pa, root (both trunks inside the sac), rlpa, svc, ivc, pv, cs of surfaces."""
-    root = chain(p, a["ao"][:4], a["ao_r"][:4])
-    rest = tubes(p, a["ao_seg"][:, 0], a["ao_seg"][:, 1], a["ao_segr"][:, 0], a["ao_segr"][:, 1])
-    trunk = chain(p, a["pa"][:2], a["pa_r"][:2])
-    veins = [chain(p, vein, PULMONARY_VEIN_RADII) for vein in list(a["pv"])]
-    return {
-        "ao": union([root, rest]),
-        "pa": union([trunk, chain(p, a["pa"][1:], a["pa_r"][1:])]),
-        "root": union([root, trunk]),
-        "rlpa": union([chain(p, a["rpa"], a["rpa_r"]), chain(p, a["lpa"], a["lpa_r"])]),
-        "svc": chain(p, a["svc"], a["svc_r"]),
-        "ivc": chain(p, a["ivc"], a["ivc_r"]),
-        "pv": union(veins),
-        "cs": chain(p, a["cs"], (3.5, 4.0, 5.0)),
-    }
+    descending = list(zip(a["ao_seg"], a["ao_segr"]))
+    tubes = chains(p, {
+        "root": [(a["ao"][:4], a["ao_r"][:4])],
+        "ao": descending,
+        "trunk": [(a["pa"][:2], a["pa_r"][:2])],
+        "pa": [(a["pa"], a["pa_r"])],
+        "rlpa": [(a["rpa"], a["rpa_r"]), (a["lpa"], a["lpa_r"])],
+        "svc": [(a["svc"], a["svc_r"])],
+        "ivc": [(a["ivc"], a["ivc_r"])],
+        "pv": [(vein, PULMONARY_VEIN_RADII) for vein in a["pv"]],
+        "cs": [(a["cs"], (3.5, 4.0, 5.0))],
+    })  # fmt: skip
+    tubes["ao"] = union([tubes["root"], tubes["ao"]])
+    tubes["root"] = union([tubes["root"], tubes.pop("trunk")])
+    return tubes
 
 
 def epicardial_fat_mm(p, a):
@@ -75,7 +75,7 @@ def sac_sdf(p, a, chambers, root):
     sac = offset(smooth_union(items, a["sac_k"]), epicardial_fat_mm(p, a))
     if "corsac" not in a:
         return sac
-    sleeves = [chain(p, path, (SLEEVE_MM,) * path.shape[0]) for path in a["corsac"]]
+    sleeves = [chain(p, path, np.full(path.shape[0], SLEEVE_MM)) for path in a["corsac"]]
     return smooth_union([sac, union(sleeves)], 2.5)
 
 

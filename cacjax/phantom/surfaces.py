@@ -40,20 +40,29 @@ def capsule(p, start, end, start_radius, end_radius):
 
 def chain(p, points, radii):
     """Tube around a polyline: points [n, 3], radii [n], mm."""
-    points, radii = jnp.asarray(points, jnp.float32), jnp.asarray(radii, jnp.float32)
-    return tubes(p, points[:-1], points[1:], radii[:-1], radii[1:])
+    return chains(p, {"only": [(points, radii)]})["only"]
 
 
-def tubes(p, starts, ends, start_radii, end_radii):
-    """Hard union of k capsules: starts and ends [k, 3], radii [k], mm. A loop, which compiles once for all of them."""
+def chains(p, groups):
+    """Tubes around polylines: dict name -> list of (points [n, 3], radii [n]) to dict name -> their hard union.
+
+    One loop over all capsules, which compiles once however many there are.
+    """
     shape = jnp.broadcast_shapes(*[jnp.shape(v) for v in p])
     p = tuple(jnp.broadcast_to(v, shape) for v in p)
+    paths = [(k, jnp.asarray(c, jnp.float32), jnp.asarray(r, jnp.float32)) for k, v in enumerate(groups.values()) for c, r in v]
+    number = np.concatenate([np.full(len(c) - 1, k) for k, c, _ in paths])
+    starts, ends = (jnp.concatenate([c[part] for _, c, _ in paths]) for part in (slice(None, -1), slice(1, None)))
+    first, last = (jnp.concatenate([r[part] for _, _, r in paths]) for part in (slice(None, -1), slice(1, None)))
 
     def nearer(best, tube):
-        return union([best, capsule(p, *tube)]), None
+        k, *piece = tube
+        distance, normal = union([(best[0][k], best[1][k]), capsule(p, *piece)])
+        return (best[0].at[k].set(distance), best[1].at[k].set(normal)), None
 
-    first = (jnp.full(shape, jnp.inf, jnp.float32), jnp.zeros(shape, jnp.float32))
-    return jax.lax.scan(nearer, first, (starts, ends, start_radii, end_radii))[0]
+    empty = (jnp.full((len(groups), *shape), jnp.inf, jnp.float32), jnp.zeros((len(groups), *shape), jnp.float32))
+    (distance, normal), _ = jax.lax.scan(nearer, empty, (jnp.asarray(number), starts, ends, first, last))
+    return {name: (distance[k], normal[k]) for k, name in enumerate(groups)}
 
 
 def union(items):
