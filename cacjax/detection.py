@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 EPSILON = 1e-5
-NON_CONTRAST_HU = 130.0
 OVER = ("all", "with calcium", "pooled")
 METRICS = ("sensitivity", "fp_mm3", "f1", "ap", "lesion_sensitivity", "fp_lesions", "lesion_f1")
 METRICS = (*METRICS, "fp_lesions_code", "lesion_f1_code")

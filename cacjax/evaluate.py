@@ -9,19 +9,16 @@ pooled. A scan without prediction is a row with a reason. Definitions: cacjax/de
 import argparse
 import itertools
 import json
-import logging
 import pathlib
-import sys
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from cacjax import detection, geometry, lesions, manifest, report, scan, spatial, volume
+from cacjax import detection, geometry, lesions, manifest, report, scan, volume
+from cacjax.flow import NON_CONTRAST_HU
 from cacjax.scores import CLASSES
 
-HEART_DILATION_MM = 5.0
-log = logging.getLogger("cacjax.evaluate")
 TARGETS = {"CAC": (1, 2, 3)} | {name: (number,) for number, name in enumerate(CLASSES) if number}
 STAGES = {"mask": "yes", "detected": "no"}
 KEYS = ("arm", "fp_reduction", "artery")
@@ -56,9 +53,11 @@ class Reference(NamedTuple):
 def main(argv=None):
     """Evaluate what the command line names; returns the exit code: 1 when a reference or a prediction was missing."""
     options = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
-    arms = dict(_arm(text) for text in options.predictions)
-    result = evaluate(arms, options.reference, connectivity=options.connectivity)
+    arms = dict(options.predictions)
+    try:
+        result = evaluate(arms, options.reference, connectivity=options.connectivity)
+    except manifest.ManifestError as error:
+        raise SystemExit(f"error: {error}") from None
     out = pathlib.Path(options.out or next(iter(arms.values())))
     write(result, out, arms)
     for targets in (("CAC",), ("LAD", "LCX", "RCA")):
@@ -78,19 +77,17 @@ def parse(argv):
         "--predictions",
         nargs="+",
         required=True,
+        type=_arm,
         metavar="[NAME=]OUT",
         help="folders that cacjax.score wrote, one per arm",
     )
     add("--reference", required=True, metavar="DIR", help="folder with a manifest.csv that names scans and masks")
     add("--out", help="folder for evaluation.csv and the rest (default: the first OUT)")
-    add(
-        "--connectivity",
-        type=int,
-        choices=(6, 18, 26),
-        default=26,
-        help="neighbours that make one lesion (default: 26)",
-    )
-    return parser.parse_args(argv)
+    add("--connectivity", type=int, choices=(6, 18, 26), default=26, help="neighbours that make one lesion (default: 26)")
+    options = parser.parse_args(argv)
+    if len(dict(options.predictions)) < len(options.predictions):
+        parser.error("expected a different NAME=OUT for each prediction, got the same name twice")
+    return options
 
 
 def _arm(text):
@@ -142,10 +139,10 @@ def load(row, *, connectivity):
     image = scan.read(row.scan)
     label = scan.read_mask(row.mask, image)
     heart = None if row.heart is None else scan.read_mask(row.heart, image) > 0
-    threshold_hu = detection.NON_CONTRAST_HU if row.threshold_hu is None else row.threshold_hu
+    threshold_hu = NON_CONTRAST_HU if row.threshold_hu is None else row.threshold_hu
     candidates = image.hu >= threshold_hu
     if heart is not None:
-        candidates &= np.asarray(spatial.dilate(heart, HEART_DILATION_MM, scan.spacing_mm(image.affine)))
+        candidates &= heart
     numbered = {target: number_lesions(np.isin(label, classes), connectivity) for target, classes in TARGETS.items()}
     voxel_mm3 = float(np.prod(scan.spacing_mm(image.affine)))
     return Reference(row.name, image, label, heart, candidates, numbered, threshold_hu, voxel_mm3)
@@ -212,19 +209,19 @@ def _missing(name, arm, stage, reason):
 
 def _panel(truth, masks, records):
     """One picture row for a scan with calcium: its slice with most of it, cropped, and what each arm found there."""
-    calcium = np.isin(truth.label, TARGETS["CAC"])
+    calcium, *found = (np.isin(mask, TARGETS["CAC"]) for mask in (truth.label, *masks.values()))
     if not calcium.any() or not masks:
         return []
-    turned, label, *others = scan.oriented(truth.scan, truth.label, *masks.values())
+    turned, calcium, *found = scan.oriented(truth.scan, calcium, *found)
     spacing_mm = scan.spacing_mm(turned.affine)
     heart = None if truth.heart is None else scan.oriented(truth.scan, truth.heart)[1]
-    box = report.field(label, heart, label.shape, spacing_mm)
-    (z,) = report.busiest(np.isin(label, TARGETS["CAC"]), box, 1, spacing_mm)
+    box = report.field(calcium, heart, calcium.shape, spacing_mm)
+    (z,) = report.busiest(calcium, box, 1, spacing_mm)
     cut = (z, *box[1:])
     notes = {arm: _note(records, truth.name, arm) for arm in masks}
     return [
-        {"name": f"{truth.name}, slice {z + 1}", "hu": turned.hu[cut], "reference": label[cut], "names": CLASSES}
-        | {"found": {arm: mask[cut] for arm, mask in zip(masks, others)}, "notes": notes}
+        {"name": f"{truth.name}, slice {z + 1}", "hu": turned.hu[cut], "reference": calcium[cut]}
+        | {"found": {arm: mask[cut] for arm, mask in zip(masks, found)}, "notes": notes}
         | {
             "spacing_mm": spacing_mm[1:],
             "threshold_hu": truth.threshold_hu,
@@ -235,7 +232,7 @@ def _panel(truth, masks, records):
 
 def _note(records, name, arm):
     row = next(r for r in records if (r["scan"], r["arm"], r["fp_reduction"], r["artery"]) == (name, arm, "yes", "CAC"))
-    return f"F1 {row['f1']:.2f}, false {row['fp_mm3']:.0f} mm³"
+    return f"whole scan: F1 {row['f1']:.2f}, false {row['fp_mm3']:.0f} mm³"
 
 
 def choose(panels, count=4):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cacjax import lesions, report, rules, scan, scores, spatial
+from cacjax import lesions, report, rules, scan, scores, spatial, summary
 from cacjax.scores import CLASSES
 
 FP_REDUCTION = ("paper", "authors_code", "none")
@@ -19,7 +19,6 @@ NON_CONTRAST_HU = 130.0
 HEART_DILATION_MM = 5.0  # a ball of 10 mm diameter (Zhai 2022, section 2.5): coronary arteries lie on the heart's border
 MARGIN_MM = 10.0  # around the heart, where the detector still looks
 NO_HEART = "none: detection was not limited to the heart"
-SCHEME = "default"
 
 
 class Result(NamedTuple):
@@ -63,12 +62,14 @@ def score(
     rule="default",
     mass_factor=None,
     fp_reduction="paper",
+    heart_dilation_mm=HEART_DILATION_MM,
 ):
     """Detect and score calcium in one scan; returns a Result.
 
     path_or_scan: file, DICOM folder or zip, or a Scan. detector: the pair (config, predict) that `cacjax.train.load` returns; or
     regions: a mask (path or [z, y, x] on the scan's grid) of candidates that are scored instead, each label a row. heart: mask
-    (path or array) that detection is limited to. threshold_hu: scan threshold, e.g. aortic mean + 3 SD of a CCTA; not given:
+    (path or array) that detection is limited to: the detector looks in its box, and reduction of false positives drops what
+    lies outside of it, dilated by heart_dilation_mm. threshold_hu: scan threshold, e.g. aortic mean + 3 SD of a CCTA; not given:
     that of the rule. rule: name of a scoring rule. mass_factor: mg per cm³ and HU; without it there is no mass. fp_reduction:
     "paper", "authors_code", "none". Raises ScanError for a scan or masks that cannot be used, ValueError for options that do
     not exist.
@@ -88,19 +89,21 @@ def score(
         "slice_thickness_mm": image.acquisition.slice_thickness_mm,
     }
     check_rule(rule_record, image)
+    notes += summary.warnings(threshold, rule_record, image)
     if regions is not None:
         found = score_regions(image, regions, threshold, clock, **options)
     else:
-        found = detect_and_score(image, heart, threshold, detector, clock, fp_reduction=fp_reduction, **options)
+        reduction = {"mode": fp_reduction, "dilation_mm": float(heart_dilation_mm)}
+        found = detect_and_score(image, heart, threshold, detector, clock, reduction=reduction, **options)
     record = {
         "path": str(image.path),
         "acquisition": image.acquisition._asdict(),
         "shape": list(image.hu.shape),
         "spacing_mm": list(scan.spacing_mm(image.affine)),
         "threshold": threshold,
-        "rule": describe_rule(rule, rule_record, image),
+        "rule": summary.describe_rule(rule, rule_record, image),
         "mass_factor": mass_factor,
-        "category_scheme": scores.SCHEMES[SCHEME],
+        "category_scheme": scores.SCHEMES[summary.SCHEME],
         "notes": notes,
     }
     return found._replace(record=report.plain(record | found.record | {"timings_s": clock.seconds}))
@@ -151,12 +154,6 @@ def check_rule(rule, image):
         raise scan.ScanError("rule_not_applicable", f"{image.path}: {error}") from None
 
 
-def describe_rule(name, rule, image):
-    """The scoring rule in full, with what it comes to at this scan's spacing."""
-    least = rules.min_voxels(rule, scan.spacing_mm(scan.oriented(image).affine))
-    return {"name": name, **rule._asdict(), "minimum": rule.minimum._asdict(), "min_voxels": least}
-
-
 def score_regions(image, regions, threshold, clock, **options):
     """Result of given candidate regions [z, y, x], one row per label."""
     turned, regions = scan.oriented(image, regions)
@@ -169,14 +166,14 @@ def score_regions(image, regions, threshold, clock, **options):
     clock.lap("score")
     no_artery = jnp.zeros(hu.shape, jnp.uint8)
     found = lesions.table(mask, len(names), hu, no_artery, spacing_mm, capacity=max(len(names), 1))
-    listed = [{"artery": name, **entry} for name, entry in zip(names, list_lesions(found, turned.affine))]
+    listed = [{"artery": name, **entry} for name, entry in zip(names, summary.list_lesions(found, turned.affine))]
     clock.lap("lesions")
     record = {"lesions": listed, "heart": {"from": "not used: regions are given"}, "fp_reduction": {"mode": "none"}}
     mask = scan.restore(labels[np.asarray(mask)], image)
-    return Result(image, mask, None, None, None, make_rows(totals._replace(names=names)), record)
+    return Result(image, mask, None, None, None, summary.make_rows(totals._replace(names=names)), record)
 
 
-def detect_and_score(image, heart, threshold, detector, clock, *, fp_reduction, **options):
+def detect_and_score(image, heart, threshold, detector, clock, *, reduction, **options):
     """Result of a detector (config, predict): detect, cut at the scan threshold, reduce false positives, score."""
     config, predict = detector
     turned, inside = scan.oriented(image, np.zeros_like(image.hu, bool) if heart is None else heart > 0)
@@ -186,20 +183,20 @@ def detect_and_score(image, heart, threshold, detector, clock, *, fp_reduction, 
     candidates = hu >= threshold["hu"]
     detected = jnp.where(candidates, label, 0)
     probability = clock.lap("detect", jnp.where(candidates, probability, 0))
-    mask, removed = reduce(detected, hu, threshold["hu"], inside, spacing_mm, mode=fp_reduction)
+    mask, removed = reduce(detected, hu, threshold["hu"], inside, spacing_mm, **reduction)
     clock.lap("fp_reduction", mask)
     totals = scores.score(mask, hu, spacing_mm, **options)
     clock.lap("score")
-    listed = lesions_by_class(mask, hu, spacing_mm, turned.affine)
+    listed = summary.lesions_by_class(mask, hu, spacing_mm, turned.affine)
     clock.lap("lesions")
     record = {
         "lesions": listed,
-        "heart": {"from": NO_HEART} if heart is None else {"from": "mask", "dilated_mm": HEART_DILATION_MM},
-        "fp_reduction": {"mode": fp_reduction, "removed": removed},
+        "heart": {"from": NO_HEART} if heart is None else {"from": "mask", "dilated_mm": reduction["dilation_mm"]},
+        "fp_reduction": {"mode": reduction["mode"], "removed": removed},
         "network_spacing_mm": list(config.spacing_mm),
     }
     back = [scan.restore(np.asarray(each), image) for each in (mask, detected, probability)]
-    return Result(image, *back, heart, make_rows(totals), record)
+    return Result(image, *back, heart, summary.make_rows(totals), record)
 
 
 def detect(hu, predict, *, spacing_mm, network_mm, heart):
@@ -236,56 +233,13 @@ def box_around(heart, shape, spacing_mm):
     return tuple(low), tuple(high)
 
 
-def reduce(detected, hu, threshold_hu, heart, spacing_mm, *, mode):
+def reduce(detected, hu, threshold_hu, heart, spacing_mm, *, mode, dilation_mm):
     """(mask, what was removed) after reduction of false positives in `mode`; heart: bool, not dilated yet, or None."""
     if mode == "none":
         return detected, {}
-    around = None if heart is None else spatial.dilate(jnp.asarray(heart), HEART_DILATION_MM, spacing_mm)
+    around = None if heart is None else spatial.dilate(jnp.asarray(heart), dilation_mm, spacing_mm)
     mask, removed = lesions.grow(detected, hu, threshold_hu, around, spacing_mm, mode=mode)
     return mask, {name: int(count) for name, count in removed._asdict().items()}
-
-
-def lesions_by_class(mask, hu, spacing_mm, affine):
-    """Every 26-connected lesion of every class, largest first within a class: a list of dicts, see `list_lesions`."""
-    listed = []
-    for number in range(1, len(CLASSES)):
-        labels, n = lesions.label(mask == number)
-        if int(n):
-            found = list_lesions(lesions.full_table(labels, n, hu, mask, spacing_mm), affine)
-            found.sort(key=lambda lesion: -lesion["n_voxels"])
-            listed += [{"artery": CLASSES[number], **lesion} for lesion in found]
-    return listed
-
-
-def list_lesions(found, affine):
-    """Rows of a lesion table as dicts; `centre_mm` is the centre of the voxels in LPS mm, `affine` that of their grid."""
-    found = jax.device_get(found)
-    centre_mm = found.centroid.astype(np.float64) @ affine[:3, :3].T + affine[:3, 3]
-    return [
-        {
-            "n_voxels": int(found.voxels[k]),
-            "volume_mm3": float(found.volume_mm3[k]),
-            "peak_hu": float(found.peak_hu[k]),
-            "mean_hu": float(found.mean_hu[k]),
-            "centre_mm": centre_mm[k].round(2).tolist(),
-            "slices": int((found.area_mm2[k] > 0).sum()),
-            "largest_area_mm2": float(found.area_mm2[k].max()),
-            "touches_border": bool(found.touches_border[k]),
-        }
-        for k in range(int(found.n))
-    ]
-
-
-def make_rows(totals):
-    """Scores as rows, one dict per artery or region. Only coronary calcium as a whole has a risk category."""
-    rows = []
-    for k, name in enumerate(totals.names):
-        agatston, mass_mg = float(totals.agatston[k]), float(totals.mass_mg[k])
-        row = {"artery": name, "agatston": agatston, "volume_mm3": float(totals.volume_mm3[k])}
-        row |= {"mass_mg": None if np.isnan(mass_mg) else mass_mg, "n_lesions": int(totals.n_lesions[k])}
-        row["category"] = scores.SCHEMES[SCHEME].names[scores.category(agatston)] if name == "CAC" else None
-        rows.append(row)
-    return rows
 
 
 def write(result, out, name, *, save_probability=False):

@@ -16,6 +16,7 @@ COLUMNS = ("scan", "status", "reason", "artery", "agatston", "volume_mm3", "mass
 COLOURS = ("#ff2d55", "#ffd60a", "#32d74b", "#0a84ff", "#bf5af2", "#ff9f0a", "#64d2ff", "#ac8e68", "#ff6961")
 ERROR_COLOURS = ("#32d74b", "#ff2d55", "#ffd60a")
 CAPTION = {"color": "white", "fontsize": 8}
+REFERENCE_COLOUR = "#64d2ff"
 ERROR_NAMES = ("found", "false", "missed")
 # Contrast-enhanced blood is at 200 to 600 HU: in a soft-tissue window it would hide the calcium.
 WINDOWS = ((200.0, (-160.0, 440.0)), (float("inf"), (-200.0, 900.0)))
@@ -119,7 +120,7 @@ def overlay(path, hu, mask, *, spacing_mm, names, threshold_hu=130.0, heart=None
 def comparison(path, panels, *, arms, title=""):
     """Draw one row per scan: image, reference, and what each arm found (green), made up (red) and missed (yellow).
 
-    panels: list of dicts with `name`, `hu` [y, x], `reference` [y, x] class, `found` {arm: [y, x] class},
+    panels: list of dicts with `name`, `hu` [y, x], `reference` [y, x] bool, `found` {arm: [y, x] bool},
     `spacing_mm` (dy, dx), `threshold_hu` and `notes` {arm: text}: one axial slice each, oriented and cropped. arms:
     the order of the columns. Writes a PNG.
     """
@@ -130,20 +131,18 @@ def comparison(path, panels, *, arms, title=""):
             _draw(axis, panel["hu"], panel["spacing_mm"], window, "")
         row[0].set_title(panel["name"], **CAPTION)
         row[1].set_title("reference", **CAPTION)
-        _mark(row[1], panel["reference"], COLOURS)
+        _mark(row[1], panel["reference"].astype(np.uint8), (REFERENCE_COLOUR,))
         for axis, arm in zip(row[2:], arms):
             note = panel["notes"].get(arm, "")
             axis.set_title(f"{arm}\n{note}" if note else arm, **CAPTION)
             if arm in panel["found"]:
                 _mark(axis, errors(panel["found"][arm], panel["reference"]), ERROR_COLOURS)
-    labels = sorted({int(v) for panel in panels for v in np.unique(panel["reference"]) if v})
-    arteries = [(panels[0]["names"][v], COLOURS[(v - 1) % len(COLOURS)]) for v in labels] if panels else []
-    _legend(figure, [*((f"reference {name}", colour) for name, colour in arteries), *zip(ERROR_NAMES, ERROR_COLOURS)])
+    _legend(figure, [("reference", REFERENCE_COLOUR), *zip(ERROR_NAMES, ERROR_COLOURS)])
     _save(figure, path)
 
 
 def errors(found, reference):
-    """Where calcium is found and real (1), found only (2) or real only (3), whatever the artery; else 0."""
+    """Where calcium is found and real (1), found only (2) or real only (3), else 0."""
     found, real = np.asarray(found) > 0, np.asarray(reference) > 0
     return np.where(found & real, 1, np.where(found, 2, np.where(real, 3, 0))).astype(np.uint8)
 

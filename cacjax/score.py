@@ -9,7 +9,6 @@ holds scores.csv (one row per scan and artery) and, per scan, <scan>.json, <scan
 import argparse
 import itertools
 import json
-import logging
 import pathlib
 import sys
 import time
@@ -23,7 +22,6 @@ from tqdm import tqdm
 import cacjax
 from cacjax import flow, manifest, report, rules, scan
 
-log = logging.getLogger("cacjax.score")
 OUTPUTS = (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")
 
 
@@ -40,7 +38,6 @@ class Job(NamedTuple):
 def main(argv=None):
     """Score what the command line names; returns the exit code, 1 when any scan was refused."""
     options = parse(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr, force=True)
     print(f"device: {describe_device()}", flush=True)
     out = pathlib.Path(options.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -50,8 +47,7 @@ def main(argv=None):
     except FileNotFoundError as error:
         raise SystemExit(f"error: {error}") from None
     records = run(jobs, out, options, detector)
-    rows = [row for record in records for row in record["rows"]]
-    report.write_csv(out / "scores.csv", rows, report.COLUMNS)
+    rows = all_rows(records)
     print(report.table(rows, report.COLUMNS, digits=5 if options.regions else 2))
     refused = sum(record["status"] != "scored" for record in records)
     print(f"{len(records)} scans: {len(records) - refused} scored, {refused} refused; {out / 'scores.csv'}")
@@ -62,12 +58,7 @@ def parse(argv):
     """The command line as a namespace; argparse ends the program on a mistake, with the expected form."""
     parser = argparse.ArgumentParser(prog="python -m cacjax.score", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
-    add(
-        "scan",
-        nargs="+",
-        metavar="SCAN",
-        help="file, DICOM folder or zip, folder of those, or folder with manifest.csv",
-    )
+    add("scan", nargs="+", metavar="SCAN", help="file, DICOM folder or zip, folder of those, or folder with manifest.csv")
     add("--workdir", help="training folder: the newest checkpoint in it detects (not needed with --regions)")
     add("--out", required=True, help="folder for the results; files of the same scan are overwritten")
     add("--regions", help="score these candidate regions instead of detecting: each label one row")
@@ -78,19 +69,11 @@ def parse(argv):
         type=float,
         help="scan threshold in HU, e.g. aortic mean + 3 SD of a CCTA (default: the manifest's, else 130)",
     )
-    add(
-        "--fp-reduction",
-        choices=flow.FP_REDUCTION,
-        default="paper",
-        help="how false positives are reduced (default: paper)",
-    )
+    add("--heart-dilation-mm", type=float, default=flow.HEART_DILATION_MM, help="grow the heart by this (default: %(default)s)")
+    add("--fp-reduction", choices=flow.FP_REDUCTION, default="paper", help="how false positives are reduced (default: paper)")
     add("--rule", choices=tuple(rules.RULES), default="default", help="scoring rule")
     add("--mass-factor", type=float, help="calcium calibration in mg per cm³ and HU; without it no mass is given")
-    add(
-        "--save-probability",
-        action="store_true",
-        help="also write the probability of coronary calcium of every candidate voxel",
-    )
+    add("--save-probability", action="store_true", help="also write the probability of coronary calcium of every candidate voxel")
     add("--resume", action="store_true", help="keep scans that an earlier run finished with the same settings")
     options = parser.parse_args(argv)
     if not options.regions and not options.workdir:
@@ -162,18 +145,25 @@ def run(jobs, out, options, detector):
     with tqdm(jobs, unit="scan", disable=None) as progress:
         for job in progress:
             start = time.perf_counter()
-            record = _kept(job, out, options, detector) if options.resume else None
-            record = record or score_one(job, out, options, detector)
-            records.append(record)
-            progress.write(_line(record, time.perf_counter() - start), file=sys.stderr)
+            record = _kept(job, out, options) if options.resume else None
+            records.append(record or score_one(job, out, options, detector))
+            report.write_csv(out / "scores.csv", all_rows(records), report.COLUMNS)
+            left = progress.format_dict["elapsed"] / len(records) * (len(jobs) - len(records))
+            line = _line(records[-1], time.perf_counter() - start)
+            progress.write(f"[{len(records)}/{len(jobs)}, ETA {left:.0f} s] {line}", file=sys.stderr)
     return records
+
+
+def all_rows(records):
+    """The rows of all records, in order."""
+    return [row for record in records for row in record["rows"]]
 
 
 def score_one(job, out, options, detector):
     """Score one job and write its files; the record is written last, so a complete record means complete files."""
     for suffix in OUTPUTS:
         (out / f"{job.name}{suffix}").unlink(missing_ok=True)
-    record = {"scan": job.name, "path": str(job.source.path), "settings": settings(job, options, detector)}
+    record = {"scan": job.name, "path": str(job.source.path), "settings": settings(job, options)}
     record["versions"] = versions()
     try:
         record |= _score_and_write(job, out, options, detector)
@@ -198,6 +188,7 @@ def _score_and_write(job, out, options, detector):
         rule=options.rule,
         mass_factor=options.mass_factor,
         fp_reduction=options.fp_reduction,
+        heart_dilation_mm=options.heart_dilation_mm,
     )
     start = time.perf_counter()
     flow.write(result, out, job.name, save_probability=options.save_probability)
@@ -214,7 +205,7 @@ def refusal(job, code, message):
     return {"status": "refused", "reason": code, "message": message, "rows": [row]}
 
 
-def settings(job, options, detector):
+def settings(job, options):
     """All that decides a result, as plain values: --resume keeps a record only while these are equal."""
     keys = ("regions", "rule", "mass_factor", "fp_reduction", "save_probability", "workdir")
     chosen = {key: getattr(options, key) for key in keys}
@@ -223,7 +214,20 @@ def settings(job, options, detector):
         "threshold_hu": job.threshold_hu,
         "threshold_from": job.threshold_from,
     }
-    return report.plain(chosen | {"step": getattr(detector[0], "step", None) if detector else None})
+    chosen |= {"heart_dilation_mm": options.heart_dilation_mm, "checkpoint": _newest(options.workdir)}
+    return report.plain(chosen | {"modified": _modified(job.source.path)})
+
+
+def _newest(workdir):
+    """Which checkpoint of a training folder is the newest: its step and when it was written, or None."""
+    saved = pathlib.Path(workdir, "checkpoints").glob("*") if workdir else ()
+    steps = [(int(path.name), _modified(path)) for path in saved if path.name.isdigit()]
+    return max(steps, default=None)
+
+
+def _modified(path):
+    path = pathlib.Path(path)
+    return path.stat().st_mtime if path.exists() else None
 
 
 def versions():
@@ -234,13 +238,13 @@ def versions():
     return found | {"python": sys.version.split()[0], "device": describe_device()}
 
 
-def _kept(job, out, options, detector):
+def _kept(job, out, options):
     """The record of an earlier run if it was finished with the same settings, else None."""
     try:
         record = json.loads((out / f"{job.name}.json").read_text())
     except (OSError, ValueError):
         return None
-    same = record.get("settings") == settings(job, options, detector) and record.get("path") == str(job.source.path)
+    same = record.get("settings") == settings(job, options) and record.get("path") == str(job.source.path)
     return record | {"kept": True} if same and record.get("status") == "scored" else None
 
 
@@ -251,8 +255,9 @@ def _line(record, seconds):
     if record["status"] != "scored":
         return f"{record['scan']}: refused ({record['reason']}): {record['message']}"
     total = next((row for row in record["rows"] if row["artery"] == "CAC"), None)
+    notes = "".join(f" ({note})" for note in record.get("notes", ()))
     text = f"Agatston {total['agatston']:.1f} ({total['category']})" if total else f"{len(record['rows'])} regions"
-    return f"{record['scan']}: {text}, {seconds:.1f} s"
+    return f"{record['scan']}: {text}, {seconds:.1f} s{notes}"
 
 
 class _Callable(types.ModuleType):

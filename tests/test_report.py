@@ -74,19 +74,18 @@ def test_overlay_shows_each_artery_in_its_colour(tmp_path):
 def test_comparison_colours_errors(tmp_path):
     from matplotlib.image import imread
 
-    reference, found = np.zeros((60, 60), np.uint8), np.zeros((60, 60), np.uint8)
-    reference[10:14, 10:14], found[10:14, 10:12], found[40:44, 40:44] = 1, 1, 2
+    reference, found = np.zeros((60, 60), bool), np.zeros((60, 60), bool)
+    reference[10:14, 10:14], found[10:14, 10:12], found[40:44, 40:44] = True, True, True
     panel = {
         "name": "s",
         "hu": np.zeros((60, 60)),
         "reference": reference,
-        "found": {"before": found * 0, "after": found},
+        "found": {"before": found & False, "after": found},
     }
     panel |= {
         "spacing_mm": (0.7, 0.7),
         "threshold_hu": 130.0,
         "notes": {"after": "F1 0.33"},
-        "names": ("background", "LAD"),
     }
     report.comparison(tmp_path / "c.png", [panel], arms=("before", "after"))
     picture = imread(tmp_path / "c.png")[..., :3]
