@@ -12,7 +12,7 @@ from cacjax.phantom.calcium import place_calcium
 from cacjax.phantom.carriers import extra_curves, fat_sleeves, spread_fat_over
 from cacjax.phantom.coronary import coronary_tree
 from cacjax.phantom.heart import WAVE_ROWS
-from cacjax.phantom.landmarks import sample_heart, sample_vessels
+from cacjax.phantom.landmarks import make_room, sample_heart, sample_vessels
 
 COHORTS = ("screening", "cardiac", "rtp")
 FEMALE_SHARE = {"screening": 0.41, "cardiac": 0.45, "rtp": 1.0}
@@ -56,6 +56,7 @@ def sample_anatomy(seed: int, cohort: str = "screening") -> dict:
     pose, heart = sample_heart(g, a)
     a |= heart
     a |= sample_vessels(g, a, pose)
+    a |= make_room(a)
     a |= _textures(g) | _breasts(a, detail) | _surface_waves(detail)
     a["parafat"] = np.clip(detail.normal(3.0 + 0.35 * (a["bmi"] - 26), 1.5), 0.5, 11)
     return {k: v if k in ("female", "age", "bmi") else _float32(v) for k, v in a.items()}
@@ -135,6 +136,6 @@ def _breasts(a, g):
     sides = []
     for side in (-1.0, 1.0):
         r = radius * np.clip(g.normal(1.0, 0.07), 0.8, 1.2)
-        centre = [side * (lateral + g.normal(0, 4)), chest_y + 4 - 0.15 * r + g.normal(0, 3), height + g.normal(0, 5)]
+        centre = [side * (lateral + g.normal(0, 3)), chest_y + 4 - 0.15 * r + g.normal(0, 2), height + g.normal(0, 3)]
         sides.append([*centre, r + 12, r * 0.75 + 6 + g.normal(0, 2), r + 6])
     return {"breasts": sides}

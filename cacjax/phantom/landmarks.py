@@ -123,6 +123,14 @@ def _lowest(a):
     return min(reach)
 
 
+def make_room(a):
+    """The left atrium flattened and moved forward where it would overlap the descending aorta; returns the changed entry."""
+    la, aorta_front = np.array(a["la"]), a["ao"][9, 1] - a["ao_r"][9] - 2.0
+    overlap = np.clip(la[1] + la[4] - aorta_front, 0, 14)
+    la[1], la[4] = la[1] - 0.6 * overlap, la[4] - 0.4 * overlap
+    return {"la": la}
+
+
 def _aorta(g, a, pose):
     """A chain of 13 capsules from the outflow tract to the abdomen; the descending part lies on the spine."""
     older = a["age"] - 60

@@ -57,10 +57,10 @@ def lung_vessels(p, waves):
     """Distances in mm to the walls of (branches fanning out from the hila, fine twigs); negative inside; waves: `vessel_waves`."""
     squeeze, _, _, hilum_mm = _hilum(p)
     slope = np.float32(2 * np.pi / _TRUNK_WAVE_MM * 0.85) * (squeeze + 0.2)
-    thick = _both_zero(waves, "v1", "v2") / slope - (0.7 + 2.6 * jnp.exp(-hilum_mm / 42.0))
-    medium = _both_zero(waves, "twice_v1", "twice_v2") / (2.0 * slope) - (0.6 + 1.2 * jnp.exp(-hilum_mm / 60.0))
+    thick = _both_zero(waves, "v1", "v2") / slope - (0.8 + 3.2 * jnp.exp(-hilum_mm / 42.0))
+    medium = _both_zero(waves, "twice_v1", "twice_v2") / (2.0 * slope) - (0.65 + 1.5 * jnp.exp(-hilum_mm / 60.0))
     fine = _both_zero(waves, "s1", "s2") / np.float32(2 * np.pi / _TWIG_WAVE_MM * 0.85)
-    fine = fine - 1.15 * jnp.exp(-hilum_mm / 130.0) * smoothstep(10.0, 30.0, hilum_mm)
+    fine = fine - 1.25 * jnp.exp(-hilum_mm / 130.0) * smoothstep(10.0, 30.0, hilum_mm)
     return jnp.minimum(thick, medium), fine
 
 
