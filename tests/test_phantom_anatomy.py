@@ -89,10 +89,10 @@ def test_overlapping_nodules_never_exceed_the_space(patients):
     np.testing.assert_allclose(crowded, calcium.CELL_MM**3 / 4)
 
 
-def test_a_patient_without_calcium_has_empty_arrays(patients):
-    none = calcium.lesion_table(calcium._join([]), [])
-    assert none == [] and calcium._join([])["pos"].shape == (0, 3)
-    assert calcium.cap_overlap(np.zeros((0, 3)), np.zeros(0)).shape == (0,)
+def test_a_patient_without_calcium_has_empty_arrays():
+    samples = sample_patient(5, "cardiac").calcium
+    assert samples["sev"] is None and samples["lesions"] == []
+    assert samples["pos"].shape == (0, 3) and samples["dV"].shape == samples["cls"].shape == (0,)
 
 
 def test_zero_shares_differ_between_cohorts_as_intended():
