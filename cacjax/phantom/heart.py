@@ -24,13 +24,13 @@ def wave_fields(p, a, rows):
 def heart_sdfs(p, a):
     """Outer surfaces of the chambers and the left ventricular cavity: dict lv, lvc, rv, ra, la of surfaces."""
     rotation = a["Rlv"]
-    tubes = chains(p, {"appendage": [(a["laa"], a["laa_r"])], "outflow": [(a["rvot"], a["rvot_r"])]})
+    tubes = chains(p, {name: [(a[name], a[name + "_r"])] for name in ("laa", "raa", "rvot")})
     smooth = {
         "lv": ellipsoid(p, a["lv"][:3], rotation, a["lv"][3:]),
         "lvc": ellipsoid(p, a["lvc"][:3], rotation, a["lvc"][3:]),
-        "rv": smooth_union([ellipsoid(p, a["rv"][:3], rotation, a["rv"][3:]), tubes["outflow"]], 4.0),
-        "ra": smooth_union([ellipsoid(p, a["ra"][:3], _IDENTITY, a["ra"][3:]), chain(p, a["raa"], a["raa_r"])], 4.0),
-        "la": smooth_union([ellipsoid(p, a["la"][:3], _IDENTITY, a["la"][3:]), tubes["appendage"]], 3.0),
+        "rv": smooth_union([ellipsoid(p, a["rv"][:3], rotation, a["rv"][3:]), tubes["rvot"]], 4.0),
+        "ra": smooth_union([ellipsoid(p, a["ra"][:3], _IDENTITY, a["ra"][3:]), tubes["raa"]], 4.0),
+        "la": smooth_union([ellipsoid(p, a["la"][:3], _IDENTITY, a["la"][3:]), tubes["laa"]], 3.0),
     }
     waves = wave_fields(p, a, smooth)
     return {name: offset(s, WALL_WAVE_MM[name] * wave) for (name, s), wave in zip(smooth.items(), waves)}
@@ -75,8 +75,8 @@ def sac_sdf(p, a, chambers, root):
     sac = offset(smooth_union(items, a["sac_k"]), epicardial_fat_mm(p, a))
     if "corsac" not in a:
         return sac
-    sleeves = [chain(p, path, np.full(path.shape[0], SLEEVE_MM)) for path in a["corsac"]]
-    return smooth_union([sac, union(sleeves)], 2.5)
+    sleeves = [(path, np.full(path.shape[0], SLEEVE_MM)) for path in a["corsac"]]
+    return smooth_union([sac, chains(p, {"sleeves": sleeves})["sleeves"]], 2.5)
 
 
 def paracardiac_fat_mm(p, a):

@@ -5,7 +5,7 @@ import numpy as np
 
 from cacjax.phantom.heart import great_vessels, heart_sdfs, paracardiac_fat_mm, pericardium_weight, sac_sdf
 from cacjax.phantom.motion import beat_displacement, to_reference
-from cacjax.phantom.surfaces import chain, ellipsoid, offset, smooth_union, tubes, union, waves
+from cacjax.phantom.surfaces import chains, ellipsoid, offset, smooth_union, union, waves
 
 _IDENTITY = np.eye(3, dtype=np.float32)
 # Branches of the arch: (start, end, radius); arteries start at the arch of this patient, veins at fixed places.
@@ -27,7 +27,7 @@ def heart_surfaces(p, a, shrink, pose):
     moving = chambers | {k: v for k, v in vessels.items() if k != "root"}
     moving["sac"] = sac_sdf(q, a, chambers, vessels["root"])
     moving |= _details(q, a, moving)
-    still = _airways(p, a) | _arch_branches(p, a)
+    still = _still(p, a)
     moving["mediastinum"] = _fat_around(p, q, a, moving, still)
     moving["pericardium"] = pericardium_weight(q, a, chambers)
     moving["fat"], moving["muscle"] = waves(q, *a["tx_fat"]), waves(q, *a["tx_myo"])
@@ -51,23 +51,17 @@ def _details(q, a, s):
     }
 
 
-def _airways(p, a):
-    first, last, start_mm, end_mm = (np.array(v) for v in zip(*_AIRWAYS))
-    start_mm, end_mm = start_mm.astype(np.float32), end_mm.astype(np.float32)
+def _still(p, a):
+    """Airways, oesophagus and the branches of the arch, which do not beat."""
+    b, arch = a["bron"], a["ao"][5]
     oesophagus = jnp.sqrt((p[0] - a["eso"][0]) ** 2 + ((p[1] - a["eso"][1]) * 1.35) ** 2 + 1e-3) - 9.0
-    return {
-        "oesophagus": (oesophagus, jnp.zeros_like(oesophagus)),
-        "trachea": chain(p, a["trachea"], (9.0, 9.0, 9.0)),
-        "bronchi": tubes(p, a["bron"][first], a["bron"][last], start_mm, end_mm),
-    }
-
-
-def _arch_branches(p, a):
-    arch = a["ao"][5]
-    starts, ends, radii = (np.array(v, np.float32) for v in zip(*_ARCH_ARTERIES))
-    arteries = tubes(p, arch + starts, 0.6 * arch + ends, radii, 0.9 * radii)
-    starts, ends, radii = (np.array(v, np.float32) for v in zip(*_ARCH_VEINS))
-    return {"arch_arteries": arteries, "arch_veins": tubes(p, starts, ends, radii, 0.9 * radii)}
+    tubes = chains(p, {
+        "trachea": [(a["trachea"], (9.0, 9.0, 9.0))],
+        "bronchi": [(b[np.array([i, j])], radii) for i, j, *radii in _AIRWAYS],
+        "arch_arteries": [(jnp.stack([arch + np.array(s), 0.6 * arch + np.array(e)]), (r, 0.9 * r)) for s, e, r in _ARCH_ARTERIES],
+        "arch_veins": [(np.array([s, e]), (r, 0.9 * r)) for s, e, r in _ARCH_VEINS],
+    })  # fmt: skip
+    return tubes | {"oesophagus": (oesophagus, jnp.zeros_like(oesophagus))}
 
 
 def _fat_around(p, q, a, moving, still):

@@ -33,16 +33,30 @@ def mark(scan, threshold_hu: float, contrast: bool):
 
     Components are 26-connected on native scans and 6-connected with contrast, where lesions touch bright blood.
     """
-    candidate = (scan.hu >= threshold_hu) & (scan.calcium > TRACE_HU)
-    label = np.where(candidate, scan.cls, 0).astype(np.uint8)
-    component, count = ndimage.label(label > 0, ndimage.generate_binary_structure(3, 1 if contrast else 3))
+    label = np.zeros(scan.hu.shape, np.uint8)
+    box = _box(scan.calcium > TRACE_HU)
+    hu, calcium, cls = scan.hu[box], scan.calcium[box], scan.cls[box]
+    marked = np.where((hu >= threshold_hu) & (calcium > TRACE_HU), cls, 0).astype(np.uint8)
+    component, count = ndimage.label(marked > 0, ndimage.generate_binary_structure(3, 1 if contrast else 3))
     if count:
-        sizes = np.bincount(component.ravel(), minlength=count + 1)
-        peaks = ndimage.maximum(scan.calcium, component, np.arange(count + 1))
+        on = component > 0
+        sizes = np.bincount(component[on], minlength=count + 1)
+        peaks = np.zeros(count + 1)
+        np.maximum.at(peaks, component[on], calcium[on])
         dropped = (sizes < MIN_VOXELS) | (peaks < PEAK_HU)
         dropped[0] = False
-        label[dropped[component]] = 0
+        marked[dropped[component]] = 0
+    label[box] = marked
     return label
+
+
+def _box(mask):
+    """Slices of the smallest box around a mask [z, y, x]; empty if it is."""
+    spans = []
+    for others in ((1, 2), (0, 2), (0, 1)):
+        at = np.flatnonzero(mask.any(others))
+        spans.append(slice(at[0], at[-1] + 1) if len(at) else slice(0, 0))
+    return tuple(spans)
 
 
 def agatston(hu, mask, spacing_mm) -> float:

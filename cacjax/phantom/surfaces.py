@@ -44,25 +44,22 @@ def chain(p, points, radii):
 
 
 def chains(p, groups):
-    """Tubes around polylines: dict name -> list of (points [n, 3], radii [n]) to dict name -> their hard union.
-
-    One loop over all capsules, which compiles once however many there are.
-    """
+    """Tubes around polylines: dict name -> list of (points [n, 3], radii [n]) to dict name -> their hard union."""
     shape = jnp.broadcast_shapes(*[jnp.shape(v) for v in p])
     p = tuple(jnp.broadcast_to(v, shape) for v in p)
-    paths = [(k, jnp.asarray(c, jnp.float32), jnp.asarray(r, jnp.float32)) for k, v in enumerate(groups.values()) for c, r in v]
-    number = np.concatenate([np.full(len(c) - 1, k) for k, c, _ in paths])
-    starts, ends = (jnp.concatenate([c[part] for _, c, _ in paths]) for part in (slice(None, -1), slice(1, None)))
-    first, last = (jnp.concatenate([r[part] for _, _, r in paths]) for part in (slice(None, -1), slice(1, None)))
+    return {name: _tubes(p, paths, shape) for name, paths in groups.items()}
+
+
+def _tubes(p, paths, shape):
+    """The union of all capsules of some polylines as a loop, which compiles several times faster than a list."""
+    paths = [(jnp.asarray(c, jnp.float32), jnp.asarray(r, jnp.float32)) for c, r in paths]
+    parts = [jnp.concatenate([path[k][cut] for path in paths]) for k in (0, 1) for cut in (slice(None, -1), slice(1, None))]
 
     def nearer(best, tube):
-        k, *piece = tube
-        distance, normal = union([(best[0][k], best[1][k]), capsule(p, *piece)])
-        return (best[0].at[k].set(distance), best[1].at[k].set(normal)), None
+        return union([best, capsule(p, *tube)]), None
 
-    empty = (jnp.full((len(groups), *shape), jnp.inf, jnp.float32), jnp.zeros((len(groups), *shape), jnp.float32))
-    (distance, normal), _ = jax.lax.scan(nearer, empty, (jnp.asarray(number), starts, ends, first, last))
-    return {name: (distance[k], normal[k]) for k, name in enumerate(groups)}
+    empty = (jnp.full(shape, jnp.inf, jnp.float32), jnp.zeros(shape, jnp.float32))
+    return jax.lax.scan(nearer, empty, tuple(parts))[0]
 
 
 def union(items):
