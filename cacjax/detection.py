@@ -12,6 +12,7 @@ EPSILON = 1e-5
 OVER = ("all", "with calcium", "pooled")
 METRICS = ("sensitivity", "fp_mm3", "f1", "ap", "lesion_sensitivity", "fp_lesions", "lesion_f1")
 METRICS = (*METRICS, "fp_lesions_code", "lesion_f1_code")
+SCAN_METRICS = ("scan_sensitivity", "scan_fpr", "scan_f1")
 
 
 class Counts(NamedTuple):
@@ -128,4 +129,13 @@ def pool(records):
     summary |= {name: pooled.get(name, float("nan")) for name in METRICS}
     for name in ("fp_mm3", "fp_lesions", "fp_lesions_code"):
         summary[name] = mean_sd([record[name] for record in records])[0]
-    return summary
+    return summary | scan_metrics(records)
+
+
+def scan_metrics(records):
+    """Sensitivity, false-positive rate (NaN where every scan has calcium) and F1 of telling which scans have calcium."""
+    found, real = ([record[key] > 0 for record in records] for key in ("found_mm3", "reference_mm3"))
+    counts, true_negatives = count_scans(found, real)
+    negatives = counts.fp + true_negatives
+    rate = counts.fp / negatives if negatives else float("nan")
+    return {"scan_sensitivity": sensitivity(counts), "scan_fpr": rate, "scan_f1": f1(counts)}

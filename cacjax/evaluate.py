@@ -22,7 +22,14 @@ from cacjax.scores import CLASSES
 TARGETS = {"CAC": (1, 2, 3)} | {name: (number,) for number, name in enumerate(CLASSES) if number}
 STAGES = {"mask": "yes", "detected": "no"}
 KEYS = ("arm", "fp_reduction", "artery")
-SUMMARY = (*KEYS, "over", "scans", "missing", *(f"{name}{end}" for name in detection.METRICS for end in ("", "_sd")))
+SUMMARY = (
+    *KEYS,
+    "over",
+    "scans",
+    "missing",
+    *(f"{name}{end}" for name in detection.METRICS for end in ("", "_sd")),
+    *detection.SCAN_METRICS,
+)
 SHOWN_METRICS = {
     "sensitivity": ("sensitivity", 2),
     "FP mm³": ("fp_mm3", 1),
@@ -33,7 +40,7 @@ SHOWN_METRICS = {
     "lesion F1": ("lesion_f1", 2),
 }
 SHOWN = ("arm", "FP red.", "artery", "over", "n", *SHOWN_METRICS)
-COUNTED = ("reference_mm3", "found_mm3", "reference_lesions")
+COUNTED = ("reference_mm3", "found_mm3", "reference_lesions", "candidates", "reference_not_candidate")
 PER_SCAN = ("scan", *KEYS, "reason", *detection.METRICS, *COUNTED)
 
 
@@ -198,6 +205,9 @@ def measure(truth, found, *, arm, stage, ranking, connectivity):
         ours, code = detection.count_lesions(number_lesions(hit, connectivity), truth.lesions[target])
         record = {"scan": truth.name, "arm": arm, "fp_reduction": STAGES[stage], "artery": target, "reason": ""}
         record |= detection.metrics(voxels, ours, code, truth.voxel_mm3)
+        if target == "CAC":
+            record["candidates"] = int(truth.candidates.sum())
+            record["reference_not_candidate"] = int((np.isin(truth.label, classes) & ~truth.candidates).sum())
         record["ap"] = detection.average_precision(*ranking) if ranking and target == "CAC" else float("nan")
         records.append(record)
     return records

@@ -46,7 +46,10 @@ def main(argv=None):
         detector = None if options.regions else load_detector(options.workdir)
     except FileNotFoundError as error:
         raise SystemExit(f"error: {error}") from None
-    records = run(jobs, out, options, detector)
+    try:
+        records = run(jobs, out, options, detector)
+    except KeyboardInterrupt:
+        raise SystemExit("interrupted; the same command with --resume continues") from None
     rows = all_rows(records)
     print(report.table(rows, report.COLUMNS, digits=5 if options.regions else 2))
     refused = sum(record["status"] != "scored" for record in records)

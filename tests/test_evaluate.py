@@ -135,6 +135,8 @@ def test_masks_drawn_by_hand(cohort, capsys):
     row = summary(out, arm="before", fp_reduction="yes", artery="CAC", over="all")
     assert float(row["f1"]) == pytest.approx(0.5, abs=1e-5), "never finding anything is right on scans without calcium"
     assert float(summary(out, arm="before", fp_reduction="yes", artery="CAC", over="with calcium")["f1"]) < 1e-4
+    row = summary(out, arm="after", fp_reduction="yes", artery="CAC", over="pooled")
+    assert [float(row[f"scan_{name}"]) for name in ("sensitivity", "fpr", "f1")] == pytest.approx([1, 1, 2 / 3], abs=1e-5)
     shown = capsys.readouterr().out
     assert "| after" in shown and "2 scans, 2 predictions, 0 missing" in shown
     assert (out / "comparison.png").stat().st_size > 10_000

@@ -1,6 +1,7 @@
 """The whole way from files to scores through the command line, with a stand-in for the trained detector."""
 
 import csv
+import importlib
 import json
 import pathlib
 import types
@@ -9,11 +10,12 @@ import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
+from conftest import shrink
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 import cacjax
-from cacjax import flow, report, scan
+from cacjax import flow, report, scan, train
 from cacjax import score as score_module
 from cacjax.task import Prediction
 
@@ -259,6 +261,25 @@ def test_python_interface(tmp_path, detector):
         cacjax.score(path)
     with pytest.raises(ValueError, match="fp_reduction"):
         cacjax.score(path, detector=detector, fp_reduction="papr")
+
+
+def test_a_trained_run_scores(tmp_path, records):
+    """Two steps of the real source system at toy width, then its checkpoint through the command line and from Python."""
+    config = shrink(importlib.import_module("configs.lessmann").get_config("tiny"), steps=2)
+    train.train(config, tmp_path / "run")
+    path = write_nifti(tmp_path / "p.nii.gz", calcified())
+    assert run(path, "--workdir", tmp_path / "run", "--out", tmp_path / "out", "--save-probability") == 0
+    record = json.loads((tmp_path / "out" / "p.json").read_text())
+    assert record["network_spacing_mm"] == [1.5, 0.66, 0.66]
+    assert record["settings"]["checkpoint"][0] == 2
+    result = cacjax.score(path, workdir=tmp_path / "run")
+    assert result.rows == [{k: v for k, v in row.items() if k not in ("scan", "status", "reason")} for row in record["rows"]]
+    assert 0 < result.probability.max() <= 1 and (result.probability[calcified() < 130] == 0).all()
+
+
+def test_a_folder_without_a_run_is_told(tmp_path):
+    with pytest.raises(SystemExit, match=r"holds no run.*cacjax\.train"):
+        run(tmp_path, "--workdir", tmp_path, "--out", tmp_path)
 
 
 def test_a_coarser_network_grid_comes_back_to_the_scan(tmp_path):
