@@ -90,6 +90,20 @@ def table(labels, n, hu, artery, spacing_mm, *, capacity=CAPACITIES[0]):
     return _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, labels.shape)
 
 
+@functools.partial(jax.jit, static_argnames=("connectivity", "capacity"))
+def find(mask, hu, artery, spacing_mm, *, connectivity=26, capacity=CAPACITIES[0]):
+    """`label` and `table` at once, without the volume of labels, which costs more than all the rest."""
+    mask = mask.astype(bool)
+    packed = runs.find(mask)
+
+    def work(found):
+        component, n = runs.components(found, packed, mask.shape, connectivity=connectivity)
+        return n, _measure(found, jnp.where(found.valid, component - 1, capacity), hu, artery, capacity)
+
+    n, measured = runs.in_bucket(work, packed)
+    return _as_table(n, capacity, *measured, jnp.asarray(spacing_mm, jnp.float32), mask.shape)
+
+
 def full_table(labels, n, hu, artery, spacing_mm):
     """`table` with a capacity that holds all n lesions: tries the smallest and, where it overflows, one that fits (host)."""
     capacity = next((c for c in CAPACITIES if c >= int(n)), int(n))
@@ -102,7 +116,7 @@ def _measure(found, row, hu, artery, capacity):
     ones = runs.bits(found)
     length = runs.popcount(ones)
     hu_sum, peak = hu_of_runs(found, ones, hu)
-    votes = [runs.popcount(runs.pack(artery == c).ravel()[found.word] & ones) for c in range(1, N_CLASSES)]
+    votes = _votes(found, ones, artery)
     moments = (length * z, length * y, length * (2 * x + length - 1))
     fields = [length, *digits(hu_sum, 4)] + [part for moment in moments for part in digits(moment, 2)] + votes
     sums = _add_rows(capacity, row, jnp.stack(fields, 1))
@@ -112,6 +126,12 @@ def _measure(found, row, hu, artery, capacity):
     areas = jnp.zeros((capacity, hu.shape[0]), jnp.int32).at[row, z].add(length, mode="drop")
     slice_peaks = jnp.full((capacity, hu.shape[0]), -jnp.inf, jnp.float32).at[row, z].max(peak, mode="drop")
     return sums, tops, peaks, areas, slice_peaks
+
+
+def _votes(found, ones, classes):
+    """Voxels of classes 1..6 in each run, a list of int32 [capacity]."""
+    values = runs.by_words(classes)[found.word]
+    return [runs.popcount(runs.pack(values == c)[:, 0] & ones) for c in range(1, N_CLASSES)]
 
 
 def hu_of_runs(found, ones, hu, words=None):
@@ -195,7 +215,7 @@ def grow(detected, hu, threshold_hu, heart, spacing_mm, *, mode="paper", min_mm3
     least = jnp.ceil(min_mm3 / voxel_mm3 * (1 - 1e-6))
     most = max_mm3 / voxel_mm3
     most = jnp.floor(most * (1 + 1e-6)) if mode == "paper" else jnp.ceil(most * (1 - 1e-6))
-    heart = jnp.ones(detected.shape, bool) if heart is None else heart.astype(bool)
+    heart = None if heart is None else heart.astype(bool)
     grown, removed = _grow(detected, hu, threshold_hu, heart, least, most, mode=mode, steps=on)
     if mode == "authors_code":
         grown, removed = _cut(grown, heart, removed, steps=on)
@@ -208,16 +228,15 @@ def _grow(detected, hu, threshold_hu, heart, least, most, *, mode, steps):
     above = hu >= threshold_hu
     candidates = above if "grow" in steps else (detected > 0) & (above if "threshold" in steps else True)
     packed = runs.find(candidates)
-    planes = [runs.pack((detected == c) & candidates).ravel() for c in range(1, N_CLASSES)]
-    inside = runs.pack(heart & candidates).ravel()
 
     def work(found):
         component, _ = runs.components(found, packed, hu.shape, connectivity=6 if mode == "paper" else 26)
         ones = runs.bits(found)
         capacity = ones.shape[0]
-        fields = [ones] + [plane[found.word] & ones for plane in [inside, *planes]]
+        inside = runs.pack(runs.by_words(heart)[found.word])[:, 0] & ones if "heart" in steps else ones
+        fields = [runs.popcount(ones), runs.popcount(inside), *_votes(found, ones, detected)]
         row = jnp.where(found.valid, component - 1, capacity)
-        sums = _add_rows(capacity, row, jnp.stack([runs.popcount(field) for field in fields], 1))
+        sums = _add_rows(capacity, row, jnp.stack(fields, 1))
         size, in_heart, votes = sums[:, 0], sums[:, 1], sums[:, 2:]
         lesion = votes.max(1) > 0
         small = lesion & (size < least) & ("size" in steps and mode == "paper")
@@ -230,14 +249,19 @@ def _grow(detected, hu, threshold_hu, heart, least, most, *, mode, steps):
     painted, small, large, outside = runs.in_bucket(work, packed)
     if "grow" not in steps:
         painted = jnp.where(painted > 0, detected, 0).astype(jnp.uint8)
-    below = ((detected > 0) & ~candidates).sum(dtype=jnp.int32)
+    below = _count((detected > 0) & ~candidates)
     return painted, Removed(below, small, large, outside, jnp.int32(0), jnp.int32(0))
+
+
+def _count(mask):
+    # By words: several times faster on CPU than a sum of bools.
+    return runs.popcount(runs.pack(mask)).sum(dtype=jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("steps",))
 def _cut(grown, heart, removed, *, steps):
     if "heart" in steps:
-        removed = removed._replace(cut_by_heart=((grown > 0) & ~heart).sum(dtype=jnp.int32))
+        removed = removed._replace(cut_by_heart=_count((grown > 0) & ~heart))
         grown = jnp.where(heart, grown, 0)
     if "specks" not in steps:
         return grown, removed

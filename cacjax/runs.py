@@ -61,6 +61,7 @@ def by_words(volume):
 
 
 def popcount(words):
+    """Number of ones in each word, int32."""
     return lax.population_count(words).astype(jnp.int32)
 
 

@@ -147,6 +147,16 @@ def test_table_equals_numpy(density):
     assert (table.voxels[int(n) :] == 0).all()
 
 
+@pytest.mark.parametrize("connectivity", [8, 26])
+def test_find_is_label_and_table_at_once(connectivity):
+    rng = np.random.default_rng(4)
+    mask = rng.random((3, 40, 40)) < 0.1
+    hu, artery = rng.normal(300, 99, mask.shape).astype(np.float32), rng.integers(0, 4, mask.shape).astype(np.uint8)
+    labels, n = lesions.label(mask, connectivity=connectivity)
+    apart = lesions.table(labels, n, hu, artery, SPACING, capacity=512)
+    jax.tree.map(np.testing.assert_array_equal, lesions.find(mask, hu, artery, SPACING, connectivity=connectivity), apart)
+
+
 def test_table_votes():
     artery = np.zeros((3, 40, 40), np.uint8)
     artery[0, 0, :4] = [3, 3, 2, 2]  # a tie goes to the smallest
