@@ -1,0 +1,75 @@
+"""`python -m cacjax.phantom`: write synthetic scans with known calcium, check their statistics, draw the README's figure."""
+
+import argparse
+import sys
+
+PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    p = argparse.ArgumentParser(prog="python -m cacjax.phantom", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p.add_argument("--out", metavar="DIR", help="folder for the scans (with --check: for its tables)")
+    p.add_argument("--n", type=int, default=4, help="number of patients")
+    p.add_argument("--protocol", choices=PROTOCOLS, default="ccta", help="how they are scanned")
+    p.add_argument("--seed", type=int, default=0, help="seed of the first patient; the next ones follow")
+    p.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="matrix, centred on the heart (default: the scanner's own)")
+    p.add_argument("--spacing", type=float, nargs=3, metavar=("DZ", "DY", "DX"), help="mm, with --shape (default 1.5 .66 .66)")
+    p.add_argument("--format", choices=("nifti", "dicom"), default="nifti", help="file format of the scans")
+    p.add_argument("--split", default="test", help="what the manifest calls them")
+    p.add_argument("--workers", type=int, default=0, metavar="N", help="processes (0: this one)")
+    p.add_argument("--check", action="store_true", help="repeat the statistics on --n patients per cohort beside published values")
+    p.add_argument("--figure", metavar="FILE.png", help="draw one slice of every protocol side by side")
+    return p
+
+
+def main(arguments=None) -> int:
+    """Run the command; returns its exit status."""
+    p = parser()
+    options = p.parse_args(arguments)
+    if not (options.out or options.check or options.figure):
+        p.error("nothing to do: give --out DIR, --check or --figure FILE.png")
+    if options.n < 1 or options.workers < 0:
+        p.error(f"--n must be at least 1 and --workers at least 0, got {options.n} and {options.workers}")
+    if options.figure:
+        _draw_figure(options)
+    if options.check:
+        _check(options)
+    elif options.out:
+        _write(options)
+    return 0
+
+
+def _draw_figure(options):
+    from cacjax.phantom import make_scan, picture
+
+    grid = {"shape": options.shape or (80, 256, 256), "spacing_mm": options.spacing}
+    picture.protocols_figure([make_scan(protocol, options.seed, **grid) for protocol in PROTOCOLS], options.figure)
+    print(f"wrote {options.figure}")
+
+
+def _write(options):
+    from cacjax.phantom import folder
+
+    truths = folder.write_cohort(
+        options.out,
+        options.protocol,
+        range(options.seed, options.seed + options.n),
+        shape=options.shape,
+        spacing_mm=options.spacing,
+        file_format=options.format,
+        split=options.split,
+        workers=options.workers,
+    )
+    with_calcium = sum(t["agatston"]["total"] > 0 for t in truths)
+    print(f"wrote {len(truths)} {options.protocol} scans to {options.out}, {with_calcium} with marked coronary calcium; see manifest.csv")
+
+
+def _check(options):
+    from cacjax.phantom import check
+
+    check.run(options.n, options.seed, out=options.out, workers=options.workers)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
