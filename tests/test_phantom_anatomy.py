@@ -5,11 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax.phantom import calcium
+from cacjax.phantom import calcium, layers
 from cacjax.phantom.anatomy import sample_anatomy, sample_patient, stream
 from cacjax.phantom.heart import great_vessels, heart_sdfs, sac_sdf
 from cacjax.phantom.lumen import vessel_samples
-from cacjax.phantom.surfaces import coverage, device, ellipsoid
+from cacjax.phantom.surfaces import device, ellipsoid
 
 SEEDS = (0, 1, 4)
 
@@ -23,7 +23,8 @@ def test_coverage_of_a_blurred_sphere_sums_to_its_volume():
     z, y, x = (np.arange(-16, 16, step, dtype=np.float32) for step in (2.0, 1.0, 1.0))
     p = (x[None, None, :], y[None, :, None], z[:, None, None])
     sphere = ellipsoid(p, np.array([0.3, -0.2, 0.1]), np.eye(3), np.array([10.0, 10.0, 10.0]))
-    volume_mm3 = 2.0 * float(jnp.sum(coverage(sphere, (0.6, 0.9))))
+    fields = layers.sharpen({"sphere": sphere}, (0.6, 0.9), 0.0)
+    volume_mm3 = 2.0 * float(jnp.sum(layers.inside(fields, "sphere")))
     assert volume_mm3 == pytest.approx(4 / 3 * np.pi * 1000, rel=0.02)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cacjax.phantom.surfaces import capsule, ellipsoid, smooth_union, smoothstep, union
-from cacjax.phantom.thorax import breast_sdf
+from cacjax.phantom.thorax import breast_sdf, diaphragm_mm
 
 _IDENTITY = np.eye(3, dtype=np.float32)
 _SCAPULA_TURN = np.array([[np.cos(0.55), np.sin(0.55), 0], [-np.sin(0.55), np.cos(0.55), 0], [0, 0, 1]], np.float32)
@@ -71,11 +71,9 @@ def _couch(side, y, a):
 
 
 def _abdomen(p, a, breath_mm):
-    """Two diaphragm domes with liver, spleen and stomach below."""
+    """The diaphragm with liver, spleen and stomach below."""
     x, y, z = p[0], p[1], p[2] + breath_mm
-    right = a["dia"][0] - ((x + 60.0) / 78.0) ** 2 * 50.0 - ((y - 5.0) / 80.0) ** 2 * 55.0
-    left = a["dia"][1] - ((x - 72.0) / 62.0) ** 2 * 45.0 - ((y - 8.0) / 80.0) ** 2 * 55.0
-    dome = (z - jnp.maximum(right, left)) * 0.8
+    dome = (z - diaphragm_mm(x, y, a)) * 0.8
     slant = jnp.full_like(dome, 0.64)
     liver = jnp.maximum(dome + 2.0, (x - 30.0 - 0.35 * (y + 80)) * 0.9)
     spleen_at = (92.0, a["yv"] - 26.0, a["dia"][1] - 32.0)

@@ -110,7 +110,7 @@ def sample_vessels(g, a, pose):
     vessels["trachea"] = [[-2, 10, 150.0], [-4, 16, 92], [-5, 18, 82]]
     vessels["bron"] = [[-5, 18, 82.0], [-30, 20, 58], [-50, 22, 40], [26, 22, 62], [48, 28, 44]]
     vessels["eso"] = [6 + g.normal(0, 3), a["yv"] - 26, g.uniform(0, 1)]
-    vessels["dia"] = [-26 + g.normal(0, 6), -38 + g.normal(0, 6), _lowest(a) + 5.0]  # right and left dome, central tendon
+    vessels["dia"] = [-26 + g.normal(0, 6), -38 + g.normal(0, 6), _lowest(a) + 16.0]  # right and left dome, central tendon
     vessels["tendon"] = 0.5 * (np.array(a["rv"][:2]) + np.array(a["lv"][:2]))
     vigour = np.clip(g.normal(1, 0.18), 0.55, 1.5)
     vessels["motion"] = vigour * np.array([9.0, 11.0, 3.2, 1.6])  # mm: long axis, right groove, squeeze left, squeeze right

@@ -95,26 +95,6 @@ def normal_cdf(x):
     return t * t * (3.0 - 2.0 * t)
 
 
-def _sharpness(nz2, psf_mm, extra_variance):
-    return jax.lax.rsqrt(psf_mm[0] ** 2 * (1 - nz2) + psf_mm[1] ** 2 * nz2 + extra_variance)
-
-
-def coverage(surface, psf_mm, extra_variance=0.0):
-    """Share of a blurred voxel inside the surface, 0-1; exact for a plane.
-
-    psf_mm: standard deviations (in plane, along z); extra_variance: mm2 of motion during the exposure.
-    """
-    distance, nz2 = surface
-    return normal_cdf(-distance * _sharpness(nz2, psf_mm, extra_variance))
-
-
-def shell(surface, low_mm, high_mm, psf_mm, extra_variance=0.0):
-    """Coverage of the layer `low_mm < distance < high_mm`: a cortex, a wall, the skin."""
-    distance, nz2 = surface
-    sharpness = _sharpness(nz2, psf_mm, extra_variance)
-    return normal_cdf((high_mm - distance) * sharpness) - normal_cdf((low_mm - distance) * sharpness)
-
-
 def blend(hu, value, amount):
     """Replace the share `amount` of `hu` by `value`."""
     return hu + amount * (value - hu)

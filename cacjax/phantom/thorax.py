@@ -49,8 +49,8 @@ def diaphragm_mm(x, y, a):
     right, left, middle = a["dia"][0], a["dia"][1], a["dia"][2]
     right = right - ((x + 60.0) / 78.0) ** 2 * 50.0 - ((y - 5.0) / 80.0) ** 2 * 55.0
     left = left - ((x - 72.0) / 62.0) ** 2 * 45.0 - ((y - 8.0) / 80.0) ** 2 * 55.0
-    middle = middle - ((x - a["tendon"][0]) ** 2 + (y - a["tendon"][1]) ** 2) / 90.0
-    return jnp.maximum(jnp.maximum(right, left), middle)
+    middle = middle - ((x - a["tendon"][0]) ** 2 + (y - a["tendon"][1]) ** 2) / 130.0
+    return 7.0 * jnp.logaddexp(jnp.logaddexp(right / 7.0, left / 7.0), middle / 7.0)  # without creases
 
 
 def lung_vessels(p, waves):
