@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cacjax.phantom import motion, noise
+from cacjax.phantom import beam, motion, noise
 from cacjax.phantom.anatomy import stream
 from cacjax.phantom.lumen import vessel_samples, wall_mm
 from cacjax.phantom.render import Grid, render, tissue_at
@@ -192,10 +192,12 @@ def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noi
     _add_arteries(clean, patient, protocol, grid, timing, optics)
     calcium, cls, seen = _calcium(patient, protocol, grid, timing, optics)
     clean += calcium
+    rays = beam.scan_beam(patient.anatomy, grid, timing, protocol, couch, calcium, timing.centre_mm)
+    clean += rays.error_hu
     hu = clean.copy()
     if protocol.kernel == "sharp":
         noise.boost_edges(hu, grid)
-    noise.add_noise(hu, grid, protocol, noise_seed, noise.radial_sd(grid, patient.anatomy))
+    noise.add_noise(hu, grid, protocol, noise_seed, rays.noise)
     hu = np.clip(np.round(hu), -1024, 3071).astype(np.int16)
     return Scan(hu, clean, calcium, cls, heart, seen, timing)
 

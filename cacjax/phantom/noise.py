@@ -6,11 +6,12 @@ from scipy import fft
 # kernel -> (cut-off 1/mm, exponent of the ramp): noise power rises with frequency before the apodisation takes over.
 KERNELS = {"soft": (0.42, 0.6), "sharp": (0.75, 0.9)}
 BOOST, BOOST_SIGMA_MM = 0.45, 0.55
+LATERAL = 0.3  # rays from the side are weakest, so their noise, which varies along y, is stronger
 _STREAM = 100_000
 
 
 def add_noise(image, grid, protocol, scan_seed: int, relative_sd):
-    """Add noise of SD protocol.noise_hu x relative_sd [z or 1, y, x] to image [z, y, x] in place.
+    """Add noise of SD protocol.noise_hu x relative_sd [z, y, x] to image [z, y, x] in place.
 
     Neighbouring slices share noise as overlapping reconstructions do; each slice of white noise is a function of the scan seed and the
     slice number only.
@@ -29,7 +30,7 @@ def add_noise(image, grid, protocol, scan_seed: int, relative_sd):
                 kept[source] = _slice(scan_seed, source, grid.shape[1:], spectrum)
             total = total + weights[j] * kept[source]
         kept = {q: v for q, v in kept.items() if q >= k - reach}
-        image[k] += protocol.noise_hu * relative_sd[min(k, len(relative_sd) - 1)] * total
+        image[k] += protocol.noise_hu * relative_sd[k] * total
 
 
 def _frequency(grid):
@@ -43,6 +44,8 @@ def _spectrum(grid, kernel):
     cutoff = min(cutoff, 0.45 / max(grid.spacing_mm[1:])) if max(grid.spacing_mm[1:]) > 1.2 else cutoff
     f = _frequency(grid)
     amplitude = (f + 0.01) ** power * np.exp(-((f / cutoff) ** 2))
+    lateral = fft.fftfreq(grid.shape[1], grid.spacing_mm[1])[:, None] ** 2 / (f * f + 1e-6)
+    amplitude *= 1 + LATERAL * lateral
     whole = np.concatenate([amplitude, amplitude[:, 1:-1]], 1)
     return amplitude / np.sqrt(np.mean(whole**2))
 
@@ -59,12 +62,3 @@ def boost_edges(image, grid):
     gain = 1 + BOOST * (1 - np.exp(-2 * np.pi**2 * BOOST_SIGMA_MM**2 * f2)) * np.exp(-f2 / 0.81)
     for k in range(len(image)):
         image[k] = fft.irfft2(fft.rfft2(image[k]) * gain, s=image[k].shape)
-
-
-def radial_sd(grid, anatomy):
-    """Relative noise [1, y, x]: 1 in the centre of the body, .72 at the skin, .35 in the air around."""
-    x = grid.axis(2)[None] / (anatomy["cav"][0] + 40)
-    y = (grid.axis(1)[:, None] - 4) / (anatomy["cav"][1] + 40)
-    r2 = x * x + y * y
-    edge = np.clip((r2 - 1.05) / 0.2, 0, 1)
-    return (0.72 + 0.28 * (1 - np.clip(r2, 0, 1)) - 0.37 * edge).astype(np.float32)[None]
