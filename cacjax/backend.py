@@ -1,18 +1,34 @@
-"""Settings of XLA that must stand before the first use of JAX. Imported by the package; starts no backend."""
+"""Settings that must stand before the first use of JAX. Imported by the package; starts no backend."""
 
+import contextlib
+import ctypes
 import os
 import pathlib
+import sys
 
 # XLA:CPU hands convolutions to a fusion that is 5 to 7 times slower than its plain library path (measured on jax 0.10.2:
 # 16x155x155x32 -> 32, 3x3: 272 ms against 41 ms; the weight gradients also on 0.12). Empty means: off.
 CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+KEPT_BYTES = 2**31 - 1
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 def configure() -> None:
-    """Set the CPU convolution flag and a persistent compilation cache, keeping whatever the user has set."""
+    """Set the CPU convolution flag, a persistent compilation cache and the allocator, keeping whatever the user has set."""
     flags = os.environ.get("XLA_FLAGS", "")
     if CPU_FLAG not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {CPU_FLAG}".strip()
     cache = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "cacjax" / "xla"
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+    if sys.platform == "linux":
+        keep_freed_memory()
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep freed blocks: XLA:CPU allocates its work memory anew at every step, and giving it back to the kernel each time
+    costs a page fault per 4 KiB (a generator update on four 115x115 crops: 0.14 s before, 0.08 s after)."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library: nothing to set
+        library = ctypes.CDLL(None)
+        library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
+        library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)

@@ -4,13 +4,13 @@ import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-import cacjax  # noqa: E402, F401  (sets the compiler options before JAX starts)
+import sys
+from pathlib import Path
 
-import sys  # noqa: E402, I001
-from pathlib import Path  # noqa: E402
+import numpy as np
+import pytest
 
-import numpy as np  # noqa: E402
-import pytest  # noqa: E402
+import cacjax  # noqa: F401  (sets the compiler options before JAX starts)
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 

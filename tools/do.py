@@ -77,7 +77,7 @@ def run(*command: str) -> None:
 
 def main() -> None:
     """Prepare the environment and run the command asked for."""
-    if sys.version_info < (3, 11):
+    if sys.version_info < (3, 11):  # noqa: UP036 (this file runs before anything is installed)
         sys.exit(f"cacjax needs Python 3.11 or later, this is {sys.version.split()[0]}")
     command, *words = sys.argv[1:] or ["--help"]
     if command not in ("train", "test", "python"):
