@@ -78,7 +78,7 @@ def _scan(patient: Patient, settings: Protocol, seed, scan_seed, shape, spacing_
     mean, sd = observer.aortic_roi(scan.hu, patient.anatomy, grid, timing)
     threshold = mean + 3 * sd if settings.contrast else observer.NATIVE_THRESHOLD_HU
     label = observer.mark(scan, threshold, settings.contrast)
-    truth = _truth(patient, settings, scan, label, grid) | {"threshold_hu": threshold, "aorta_hu": mean}
+    truth = _truth(patient, settings, scan, label, grid) | {"threshold_hu": threshold, "aorta_hu": mean, "aorta_sd": sd}
     truth = {"seed": seed, "scan_seed": scan_seed} | truth
     return Phantom(scan.hu, label, scan.heart, scan.calcium, scan.clean, affine_of(grid), truth)
 
