@@ -71,7 +71,7 @@ def label(mask, *, connectivity=26, buckets=runs.BUCKETS):
         component, n = runs.components(found, packed, mask.shape, connectivity=connectivity)
         return runs.paint(component, found, packed, shape=mask.shape), n
 
-    return runs.in_bucket(work, packed, buckets=buckets)
+    return runs.in_bucket(work, packed, runs.capacities(packed.words.shape, buckets))
 
 
 @functools.partial(jax.jit, static_argnames=("capacity",))
@@ -112,20 +112,33 @@ def full_table(labels, n, hu, artery, spacing_mm):
 
 def _measure(found, row, hu, artery, capacity):
     """Integer sums [capacity, fields], maxima [capacity, 6], peaks, and by slice voxels and peaks [capacity, z]."""
-    z, y, x = runs.place(found, hu.shape)
-    ones = runs.bits(found)
-    length = runs.popcount(ones)
-    hu_sum, peak = hu_of_runs(found, ones, hu)
-    votes = _votes(found, ones, artery)
-    moments = (length * z, length * y, length * (2 * x + length - 1))
-    fields = [length, *digits(hu_sum, 4)] + [part for moment in moments for part in digits(moment, 2)] + votes
-    sums = _add_rows(capacity, row, jnp.stack(fields, 1))
-    box = jnp.stack([z, y, x + length - 1, -z, -y, -x], 1)
-    tops = jnp.full((capacity, 6), -(2**31) + 1, jnp.int32).at[row].max(box, mode="drop")
-    peaks = jnp.full((capacity,), -jnp.inf, jnp.float32).at[row].max(peak, mode="drop")
-    areas = jnp.zeros((capacity, hu.shape[0]), jnp.int32).at[row, z].add(length, mode="drop")
-    slice_peaks = jnp.full((capacity, hu.shape[0]), -jnp.inf, jnp.float32).at[row, z].max(peak, mode="drop")
-    return sums, tops, peaks, areas, slice_peaks
+    low, depth = -(2**31) + 1, hu.shape[0]
+    empty = (
+        jnp.zeros((capacity, 11 + N_CLASSES - 1), jnp.int32),
+        jnp.full((capacity, 6), low, jnp.int32),
+        jnp.full((capacity,), -jnp.inf, jnp.float32),
+        jnp.zeros((capacity, depth), jnp.int32),
+        jnp.full((capacity, depth), -jnp.inf, jnp.float32),
+    )
+
+    def step(state, row, *run):
+        found = runs.Runs(*run)
+        sums, tops, peaks, areas, slice_peaks = state
+        z, y, x = runs.place(found, hu.shape)
+        ones = runs.bits(found)
+        length = runs.popcount(ones)
+        hu_sum, peak = hu_of_runs(found.word, ones, hu)
+        moments = (length * z, length * y, length * (2 * x + length - 1))
+        fields = [length, *digits(hu_sum, 4)] + [part for moment in moments for part in digits(moment, 2)]
+        return (
+            sums.at[row].add(jnp.stack(fields + _votes(found, ones, artery), 1), mode="drop"),
+            tops.at[row].max(jnp.stack([z, y, x + length - 1, -z, -y, -x], 1), mode="drop"),
+            peaks.at[row].max(peak, mode="drop"),
+            areas.at[row, z].add(length, mode="drop"),
+            slice_peaks.at[row, z].max(peak, mode="drop"),
+        )
+
+    return runs.fold_chunks(step, empty, row, *found)
 
 
 def _votes(found, ones, classes):
@@ -134,12 +147,12 @@ def _votes(found, ones, classes):
     return [runs.popcount(runs.pack(values == c)[:, 0] & ones) for c in range(1, N_CLASSES)]
 
 
-def hu_of_runs(found, ones, hu, words=None):
+def hu_of_runs(words, ones, hu):
     """Sum in units of 1/1024 HU (int32, HU clipped to 16 bits: 32 x 2^15 x 2^10 = 2^30) and peak of each run.
 
-    words: where the runs lie in `hu`, if not where they lie in their mask.
+    words: flat index in `hu` of the word that each run lies in; ones: its bits.
     """
-    values = runs.by_words(hu)[found.word if words is None else words].astype(jnp.float32)
+    values = runs.by_words(hu)[words].astype(jnp.float32)
     on = (ones[:, None] >> jnp.arange(runs.WORD, dtype=jnp.uint32)) & 1 == 1
     fixed = jnp.round(jnp.clip(values, -32768, 32767) / HU_UNIT).astype(jnp.int32)
     return jnp.where(on, fixed, 0).sum(1, dtype=jnp.int32), jnp.where(on, values, -jnp.inf).max(1)
@@ -158,10 +171,6 @@ def undigits(words):
     low, high = words[..., :-1].astype(library.uint32), words[..., -1]
     scale = np.array([float(1 << (_DIGIT * i)) for i in range(words.shape[-1])], kind)
     return (low.astype(kind) * scale[:-1]).sum(-1) + high.astype(kind) * scale[-1]
-
-
-def _add_rows(capacity, row, fields):
-    return jnp.zeros((capacity, fields.shape[1]), jnp.int32).at[row].add(fields, mode="drop")
 
 
 def _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, shape):
@@ -231,12 +240,17 @@ def _grow(detected, hu, threshold_hu, heart, least, most, *, mode, steps):
 
     def work(found):
         component, _ = runs.components(found, packed, hu.shape, connectivity=6 if mode == "paper" else 26)
-        ones = runs.bits(found)
-        capacity = ones.shape[0]
-        inside = runs.pack(runs.by_words(heart)[found.word])[:, 0] & ones if "heart" in steps else ones
-        fields = [runs.popcount(ones), runs.popcount(inside), *_votes(found, ones, detected)]
+        capacity = component.shape[0]
+
+        def tally(sums, row, *run):
+            part = runs.Runs(*run)
+            ones = runs.bits(part)
+            inside = runs.pack(runs.by_words(heart)[part.word])[:, 0] & ones if "heart" in steps else ones
+            fields = [runs.popcount(ones), runs.popcount(inside), *_votes(part, ones, detected)]
+            return sums.at[row].add(jnp.stack(fields, 1), mode="drop")
+
         row = jnp.where(found.valid, component - 1, capacity)
-        sums = _add_rows(capacity, row, jnp.stack(fields, 1))
+        sums = runs.fold_chunks(tally, jnp.zeros((capacity, N_CLASSES + 1), jnp.int32), row, *found)
         size, in_heart, votes = sums[:, 0], sums[:, 1], sums[:, 2:]
         lesion = votes.max(1) > 0
         small = lesion & (size < least) & ("size" in steps and mode == "paper")

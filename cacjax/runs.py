@@ -4,7 +4,8 @@ A mask [z, y, x] is packed into 32-bit words; a node is a maximal run of ones in
 smallest node of a component holds its first voxel and dense labels come out in the order of `scipy.ndimage.label`.
 Everything after packing costs what the runs cost. Their number is known only on the device, so each program carries one branch
 per capacity (`BUCKETS`, and one that holds any mask of the shape) and `lax.switch` takes the smallest that fits: nothing is lost
-and nothing returns to the host. Counts are int32: at most 2^31 - 1 voxels.
+and nothing returns to the host. Work on more than `CHUNK` runs goes chunk by chunk, so that a branch for many runs, whose memory
+is set aside even where it is not taken, stays near 100 bytes a run. Counts are int32: at most 2^31 - 1 voxels.
 """
 
 import functools
@@ -17,6 +18,7 @@ from jax import lax
 
 BUCKETS = (1 << 12, 1 << 16, 1 << 20, 1 << 22)
 CONNECTIVITY = (4, 8, 6, 18, 26)
+CHUNK = 1 << 20
 WORD = 32
 _BLOCK = 256
 
@@ -68,7 +70,7 @@ def popcount(words):
 def find(mask, breaks=None):
     """The packed runs of a bool mask [z, y, x]; where `breaks` (same shape) is true a new run begins even inside a row of ones."""
     if mask.size >= 1 << 31:
-        raise ValueError(f"mask must hold fewer than 2^31 voxels, got shape {mask.shape}")
+        raise ValueError(f"mask must have fewer than 2^31 voxels, got {mask.shape}")
     width = -(-mask.shape[-1] // WORD)
     return index(pack(mask).reshape(-1, width), None if breaks is None else pack(breaks).reshape(-1, width))
 
@@ -98,33 +100,63 @@ def running_sum(counts):
 
 
 def _dot_counts(counts, matrix):
-    # Exact: every partial sum is an integer below 2^24 (at most 16 runs a word).
+    # Exact: every partial sum is an integer below 2^24.
     return jnp.dot(counts.astype(jnp.float32), matrix, precision=lax.Precision.HIGHEST).astype(jnp.int32)
 
 
 def capacities(shape, buckets=BUCKETS):
-    """Bucket sizes for a packed mask of this [rows, words] shape; the last holds every possible mask."""
+    """Bucket sizes for a packed mask of this [rows, words] shape; the last holds every possible mask. Whole chunks."""
     bound = shape[0] * shape[1] * WORD // 2
-    return tuple(b for b in sorted(buckets) if b < bound) + (bound,)
+    return tuple(map(whole_chunks, [b for b in sorted(buckets) if b < bound] + [bound]))
 
 
-def in_bucket(work, mask, *, buckets=BUCKETS):
-    """`work(runs)` on the runs of a `Mask`, in the smallest bucket that holds them; its results must not depend on the capacity."""
-    sizes = capacities(mask.words.shape, buckets)
-    index = (mask.n > jnp.asarray(np.array(sizes[:-1], np.int32))).sum(dtype=jnp.int32)
-    return lax.switch(index, [lambda size=size: work(_compact(mask, size)) for size in sizes])
+def whole_chunks(n):
+    """A capacity of at least n: n itself up to one chunk, beyond that whole chunks."""
+    return n if n <= CHUNK else -(-n // CHUNK) * CHUNK
+
+
+def in_bucket(work, mask, sizes=None):
+    """`work(runs)` on the runs of a `Mask`, in the smallest bucket that holds them; its results must not depend on the capacity.
+
+    sizes: ascending, default `capacities`. Where the largest does not hold all runs the results are zeros: compare `mask.n`.
+    """
+    sizes = capacities(mask.words.shape) if sizes is None else sizes
+    index = (mask.n > jnp.asarray(np.array(sizes, np.int32))).sum(dtype=jnp.int32)
+    branches = [lambda size=size: work(_compact(mask, size)) for size in sizes]
+    nothing = jax.eval_shape(branches[0])
+    return lax.switch(index, [*branches, lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), nothing)])
+
+
+def in_chunks(work, *arrays):
+    """`work(*arrays)` on arrays [capacity, ..], a chunk at a time; a tree of arrays [capacity, ..]."""
+    if arrays[0].shape[0] <= CHUNK:
+        return work(*arrays)
+    split = tuple(a.reshape(-1, CHUNK, *a.shape[1:]) for a in arrays)
+    joined = lax.map(lambda parts: work(*parts), split)
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), joined)
+
+
+def fold_chunks(step, carry, *arrays):
+    """`carry = step(carry, *arrays)` over arrays [capacity, ..], a chunk at a time."""
+    if arrays[0].shape[0] <= CHUNK:
+        return step(carry, *arrays)
+    split = tuple(a.reshape(-1, CHUNK, *a.shape[1:]) for a in arrays)
+    return lax.scan(lambda state, parts: (step(state, *parts), None), carry, split)[0]
 
 
 def _compact(mask, capacity):
     """The first `capacity` runs: row from a scatter of row numbers, word by bisection in the row, bits by popcounts in the word."""
-    rows, width = mask.words.shape
-    node = jnp.arange(capacity, dtype=jnp.int32)
-    valid = node < mask.n
+    rows = mask.words.shape[0]
     heads = mask.before[:, 0]
     filled = jnp.append(heads[1:], mask.n) > heads
     marks = jnp.zeros((capacity,), jnp.int32)
     marks = marks.at[jnp.where(filled, heads, capacity)].max(jnp.arange(rows, dtype=jnp.int32), mode="drop")
-    row = lax.cummax(marks)
+    found = in_chunks(functools.partial(_locate, mask), jnp.arange(capacity, dtype=jnp.int32), lax.cummax(marks))
+    return Runs(*lax.optimization_barrier(found))
+
+
+def _locate(mask, node, row):
+    valid, width = node < mask.n, mask.words.shape[1]
     before = mask.before.ravel()
     word = row * width
     for step in (1 << np.arange((width - 1).bit_length()))[::-1].tolist():
@@ -134,8 +166,7 @@ def _compact(mask, capacity):
     starts = mask.starts.ravel()[word]
     ones = mask.words.ravel()[word]
     stops = ones & ~((ones & ~starts) >> 1)
-    start, stop = _select(starts, rank), _select(stops, rank)
-    return Runs(*lax.optimization_barrier((jnp.where(valid, word, 0), start, stop, valid)))
+    return jnp.where(valid, word, 0), _select(starts, rank), _select(stops, rank), valid
 
 
 def _select(words, rank):
@@ -167,26 +198,24 @@ def components(runs, mask, shape, *, connectivity):
     """Dense component numbers from 1 in raster order, int32 [capacity] (0 where not in use), and how many there are."""
     if connectivity not in CONNECTIVITY:
         raise ValueError(f"connectivity must be one of {CONNECTIVITY}, got {connectivity!r}")
-    parent, edges = lax.optimization_barrier(_link(runs, mask, shape, connectivity))
+    link = functools.partial(_link, mask, shape, connectivity)
+    parent, edges = lax.optimization_barrier(in_chunks(link, jnp.arange(runs.word.shape[0], dtype=jnp.int32), *runs))
     parent = lax.platform_dependent(parent, edges, mask.n, cpu=_unite_serial, default=_unite_parallel)
     roots = (parent == jnp.arange(parent.shape[0], dtype=jnp.int32)) & runs.valid
     rank = running_sum(roots.astype(jnp.int32))
     return jnp.where(runs.valid, rank[parent], 0), rank[-1]
 
 
-def _link(runs, mask, shape, connectivity):
-    """Initial parents (a run that goes on from the word before hangs on it) and at most 4 edges a run, int32 [slots, capacity].
+def _link(mask, shape, connectivity, node, *run):
+    """Initial parents (a run that goes on from the word before hangs on it) and at most 4 edges a run, a tuple of int32 [capacity].
 
     Two runs in neighbouring rows touch exactly when the first voxel of one lies inside the other, the other grown by one voxel
     to the right where diagonals count. So each run asks about its own first voxel only, in the rows around it.
     """
-    width = mask.words.shape[1]
-    words, before = mask.words.ravel(), mask.before.ravel()
-    starts = mask.starts.ravel()
-    node = jnp.arange(runs.word.shape[0], dtype=jnp.int32)
+    runs, width = Runs(*run), mask.words.shape[1]
+    words, before, starts = mask.words.ravel(), mask.before.ravel(), mask.starts.ravel()
     column = runs.word % width
-    row = runs.word // width
-    z, y = row // shape[1], row % shape[1]
+    z, y = (runs.word // width) // shape[1], (runs.word // width) % shape[1]
     bit = runs.start.astype(jnp.uint32)
     carries = (column > 0) & (words[jnp.maximum(runs.word - 1, 0)] >> 31 == 1)
 
@@ -205,8 +234,8 @@ def _link(runs, mask, shape, connectivity):
     if connectivity in (18, 26):
         faces = _add_corners(faces, touch, connectivity == 26)
     upto = (jnp.uint32(2) << bit) - 1
-    edges = [jnp.where(hit, before[at] + popcount(starts[at] & upto) - 1, node) for hit, at in faces]
-    return jnp.where(runs.valid & (runs.start == 0) & carries, node - 1, node), jnp.stack(edges)
+    edges = tuple(jnp.where(hit, before[at] + popcount(starts[at] & upto) - 1, node) for hit, at in faces)
+    return jnp.where(runs.valid & (runs.start == 0) & carries, node - 1, node), edges
 
 
 def _add_corners(faces, touch, diagonal):
@@ -226,8 +255,8 @@ def _unite_serial(parent, edges, n):
         return lax.while_loop(lambda i: parent[i] != i, lambda i: parent[i], node)
 
     def join(node, parent):
-        for slot in range(edges.shape[0]):
-            other = edges[slot, node]
+        for slot in edges:
+            other = slot[node]
             a, b = root(parent, node), root(parent, other)
             low = jnp.minimum(a, b)
             parent = parent.at[jnp.maximum(a, b)].set(low).at[node].set(low).at[other].set(low)
@@ -244,25 +273,25 @@ def _unite_parallel(parent, edges, n):
 
     def sweep(state):
         parent, _ = state
-        across = parent[edges]
-        mine = jnp.broadcast_to(parent, across.shape)
-        new = parent.at[jnp.maximum(mine, across)].min(jnp.minimum(mine, across), mode="promise_in_bounds")
+        new, apart = parent, jnp.array(False)
+        for slot in edges:
+            across = parent[slot]
+            apart |= jnp.any(parent != across)
+            new = new.at[jnp.maximum(parent, across)].min(jnp.minimum(parent, across), mode="promise_in_bounds")
         for _ in range(3):
             new = new[new]
-        return new, jnp.any(new != parent) | jnp.any(mine != across)
+        return new, apart | jnp.any(new != parent)
 
     return lax.while_loop(lambda state: state[1], sweep, (parent, jnp.array(True)))[0]
 
 
-@functools.partial(jax.jit, static_argnames=("shape",))
 def paint(values, runs, mask, *, shape):
     """A volume [z, y, x] with `values` [capacity] on the voxels of each run and 0 elsewhere; the dtype of `values`."""
     words = mask.words.size
     if values.shape[0] < words:
-        at = jnp.arange(WORD, dtype=jnp.uint32)
-        on = (bits(runs)[:, None] >> at) & 1 == 1
-        zeros = jnp.zeros((words, WORD), values.dtype)
-        rows = zeros.at[runs.word].add(jnp.where(on, values[:, None], 0), mode="promise_in_bounds")
+        on = (bits(runs)[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1 == 1
+        rows = jnp.zeros((words, WORD), values.dtype)
+        rows = rows.at[runs.word].add(jnp.where(on, values[:, None], 0), mode="promise_in_bounds")
     else:
         upto = (jnp.uint32(2) << jnp.arange(WORD, dtype=jnp.uint32)) - 1
         node = mask.before.reshape(-1, 1) + popcount(mask.starts.reshape(-1, 1) & upto) - 1

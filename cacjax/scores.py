@@ -21,7 +21,8 @@ CORONARY = (1, 2, 3)
 class Totals(NamedTuple):
     """Whole numbers by region, [k]: `weighted_px` (pixels times weight), `voxels`, `hu` [k, 4] (digits of the sum of HU in units of
     1/1024 HU), `whole` (sum of the scores of components, each rounded), `components` and `n_lesions` (3D, 26-connected under 2D
-    rules) that count."""
+    rules) that count. `runs` is the number of runs of candidates; where `overflow` is true it is beyond the capacity and the
+    others are 0."""
 
     weighted_px: jax.Array
     voxels: jax.Array
@@ -29,6 +30,8 @@ class Totals(NamedTuple):
     whole: jax.Array
     components: jax.Array
     n_lesions: jax.Array
+    runs: jax.Array
+    overflow: jax.Array
 
 
 class Scores(NamedTuple):
@@ -80,7 +83,10 @@ def score_regions(
     rule = rule if threshold_hu is None else rules.at_threshold(rule, threshold_hu)
     unit = rules.pixel_score(rule, spacing_mm, slice_thickness_mm=slice_thickness_mm)
     n_regions = int(np.max(regions, initial=0)) if n_regions is None else n_regions
-    found = jax.device_get(count(jnp.asarray(regions), jnp.asarray(hu), spacing_mm, rule, unit, n_regions=n_regions))
+    arguments = (jnp.asarray(regions), jnp.asarray(hu), spacing_mm, rule, unit)
+    found = jax.device_get(count(*arguments, n_regions=n_regions))
+    if found.overflow:
+        found = jax.device_get(count(*arguments, n_regions=n_regions, buckets=(runs.whole_chunks(int(found.runs)),)))
     voxel_mm3 = float(np.prod(np.asarray(spacing_mm, np.float64)))
     agatston = found.whole.astype(np.float64) if rule.whole_lesions else found.weighted_px * float(unit)
     factor = np.nan if mass_factor is None else mass_factor
@@ -89,18 +95,21 @@ def score_regions(
     return Scores(names, agatston, found.voxels * voxel_mm3, mass_mg, found.n_lesions.astype(np.int64))
 
 
-def count(regions, hu, spacing_mm, rule, unit, *, n_regions):
-    """`Totals` of a rule record; only connectivity and the place of the peak make another program, all numbers are arguments."""
+def count(regions, hu, spacing_mm, rule, unit, *, n_regions, buckets=runs.BUCKETS[:3]):
+    """`Totals` of a rule record; only connectivity and the place of the peak make another program, all numbers are arguments.
+
+    buckets: capacities for runs of candidates, beyond `runs.CHUNK` multiples of it; check `overflow`.
+    """
     threshold = np.float32(-np.inf if rule.threshold_hu is None else rule.threshold_hu)
     if rule.strict:
         threshold = np.nextafter(threshold, np.float32(np.inf))
     least, limits = rules.min_voxels(rule, spacing_mm), np.array(rule.limits, np.float32)
-    kind = {"n_regions": n_regions, "connectivity": rule.connectivity, "peak": rule.peak}
+    kind = {"n_regions": n_regions, "connectivity": rule.connectivity, "peak": rule.peak, "buckets": buckets}
     return _count(regions, hu, threshold, least, limits, rule.floor_weight, np.float32(unit), **kind)
 
 
-@functools.partial(jax.jit, static_argnames=("n_regions", "connectivity", "peak"))
-def _count(regions, hu, threshold, least, limits, floor_weight, unit, *, n_regions, connectivity, peak):
+@functools.partial(jax.jit, static_argnames=("n_regions", "connectivity", "peak", "buckets"))
+def _count(regions, hu, threshold, least, limits, floor_weight, unit, *, n_regions, connectivity, peak, buckets):
     # Regions lie one above the other with an empty slice between: one labelling serves all, and none joins another.
     depth, height, width = hu.shape[0] + 1, hu.shape[1], hu.shape[2]
     candidates, in_3d = hu >= threshold, connectivity in (6, 18, 26)
@@ -120,7 +129,7 @@ def _count(regions, hu, threshold, least, limits, floor_weight, unit, *, n_regio
         ones = runs.bits(found)
         length = runs.popcount(ones)
         in_scan = jnp.where(found.valid, found.word - region * (words[0].size), 0)
-        hu_sum, top = lesions.hu_of_runs(found, ones, hu, in_scan)
+        hu_sum, top = runs.in_chunks(lambda words, ones: lesions.hu_of_runs(words, ones, hu), in_scan, ones)
         counted = _spread(_sum, component, length) >= least
         part = _parts(component, z) if in_3d and peak == "slice" else component
         weight = weights(_spread(_top, part, top), limits, floor_weight)
@@ -133,9 +142,11 @@ def _count(regions, hu, threshold, least, limits, floor_weight, unit, *, n_regio
         in_counted = _spread(_top, lesion, counted.astype(jnp.float32)) > 0
         n_lesions = jnp.zeros((n_regions,), jnp.int32)
         n_lesions = n_lesions.at[jnp.where(in_counted, region, n_regions)].add(_first(lesion), mode="drop")
-        return Totals(sums[:, 0], sums[:, 1], sums[:, 2:], tally[:, 0], tally[:, 1], n_lesions)
+        return sums[:, 0], sums[:, 1], sums[:, 2:], tally[:, 0], tally[:, 1], n_lesions
 
-    return runs.in_bucket(work, packed)
+    # The runs of all regions together are no more than the voxels; that many, several scans' worth, are for the host to retry.
+    sizes = tuple(b for b in buckets if b < hu.size) or (runs.whole_chunks(hu.size),)
+    return Totals(*runs.in_bucket(work, packed, sizes), packed.n, packed.n > sizes[-1])
 
 
 def weights(peak_hu, limits, floor_weight=0):

@@ -117,8 +117,13 @@ def _sample_axis(volume, axis, dim):
 
 
 def _apply_matrix(volume, matrix, dim):
-    moved = jnp.tensordot(matrix, volume, axes=(1, dim), precision=lax.Precision.HIGHEST)
-    return jnp.moveaxis(moved, 0, dim)
+    def dot(a, b):
+        return jnp.dot(a, b, precision=lax.Precision.HIGHEST)
+
+    if dim == 0:
+        return dot(matrix, volume.reshape(volume.shape[0], -1)).reshape(-1, *volume.shape[1:])
+    # Slice by slice: a product of the whole volume would be transposed on the way in and out.
+    return lax.map(lambda image: dot(matrix, image) if dim == 1 else dot(image, matrix.T), volume)
 
 
 def slab_average(volume, step_mm, *, thickness_mm=None, slab_mm=3.0, slab_step_mm=1.5):

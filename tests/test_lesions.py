@@ -86,7 +86,8 @@ def test_parallel_union_equals_serial(name):
     packed = runs.find(jnp.asarray(mask))
     found = runs._compact(packed, runs.capacities(packed.words.shape)[-1])
     for connectivity in runs.CONNECTIVITY:
-        parent, edges = runs._link(found, packed, mask.shape, connectivity)
+        node = jnp.arange(found.word.shape[0], dtype=jnp.int32)
+        parent, edges = runs._link(packed, mask.shape, connectivity, node, *found)
         serial = jax.jit(runs._unite_serial)(parent, edges, packed.n)
         np.testing.assert_array_equal(jax.jit(runs._unite_parallel)(parent, edges, packed.n), serial)
 
@@ -96,6 +97,17 @@ def test_label_fills_each_bucket_and_one_above(count):
     mask = np.zeros((3, 40, 40), bool)
     mask.reshape(-1)[: 2 * count : 2] = True
     assert_as_scipy(mask, 26, buckets=(8, 64))
+
+
+def test_chunks_change_nothing(monkeypatch):
+    rng = np.random.default_rng(6)
+    mask = rng.random((3, 40, 40)) < 0.2
+    hu, artery = rng.normal(300, 99, mask.shape).astype(np.float32), rng.integers(0, 4, mask.shape).astype(np.uint8)
+    whole = lesions.find(mask, hu, artery, SPACING)
+    monkeypatch.setattr(runs, "CHUNK", 1024)
+    assert runs.capacities((120, 2)) == (4096,)
+    in_chunks = jax.jit(lambda *a: lesions.find.__wrapped__(*a, SPACING))(mask, hu, artery)
+    jax.tree.map(np.testing.assert_array_equal, in_chunks, whole)
 
 
 def test_buckets_are_chosen_by_shape():

@@ -233,6 +233,14 @@ def plain_score(mask, hu, spacing, rule):
     return agatston, voxels * volume, total * volume * 0.8 / 1000
 
 
+def test_more_runs_than_the_capacity_are_counted_too():
+    regions, hu = np.ones(SHAPE, np.uint8), blocks((slice(None), slice(None), slice(0, 32, 2), 250))
+    rule = rules.RULES["siemens"]
+    few = scores.count(regions, hu, HALF, rule, 1.0, n_regions=1, buckets=(64, 512))
+    assert bool(few.overflow) and int(few.runs) == 4 * 40 * 16
+    assert score(hu, HALF, "siemens")[0] == 4 * 40 * 16 * 0.25 * 2
+
+
 def test_errors_name_what_was_got():
     hu = blocks()
     with pytest.raises(KeyError, match="no scoring rule 'agaston'"):
