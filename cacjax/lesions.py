@@ -204,7 +204,7 @@ STEPS = ("threshold", "grow", "size", "heart", "specks")
 
 
 def grow(detected, hu, threshold_hu, heart, spacing_mm, *, mode="paper", min_mm3=1.0, max_mm3=500.0, steps=STEPS):
-    """Reduction of false positives (Zhai 2022, section 2.5): (artery-labelled uint8 mask [z, y, x], `Removed`).
+    """Reduction of false positives (Zhai 2022, section 3.2): (artery-labelled uint8 mask [z, y, x], `Removed`).
 
     detected: classes 0..6. heart: bool, already dilated, or None. Steps can be left out:
     "threshold" drops detected voxels below the threshold; "grow" takes every component of voxels >= threshold that holds a detected

@@ -8,7 +8,7 @@ import math
 from typing import NamedTuple
 
 LIMITS = (130.0, 200.0, 300.0, 400.0)
-# Grani 2018, doi:10.1007/s12350-018-01447-3 as used by CalciumScoring.jl: limits of equal weight by tube voltage.
+# Grani 2018, as used by MolloiLab/CalciumScoring.jl: limits of equal weight by tube voltage.
 GRANI = (
     (70, (207.0, 318.0, 477.0, 636.0)),
     (80, (177.0, 271.0, 408.0, 544.0)),
@@ -118,7 +118,7 @@ RULES = {
         thickness="increment_rounded",
     ),
     "ai_cac": Rule(
-        "AI-CAC (Raffi Hagopian 2025): mask taken as given, more than 3 voxels, one peak a lesion, thickness from the tag",
+        "Raffi-Hagopian/AI-CAC: mask taken as given, more than 3 voxels, one peak a lesion, thickness from the tag",
         threshold_hu=None,
         connectivity=6,
         minimum=Minimum(4),
