@@ -8,7 +8,9 @@ PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    p = argparse.ArgumentParser(prog="python -m cacjax.phantom", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    p = argparse.ArgumentParser(
+        prog="python -m cacjax.phantom", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     p.add_argument("--out", metavar="DIR", help="folder for the scans (with --check: for its tables)")
     p.add_argument("--n", type=int, default=4, help="number of patients")
     p.add_argument("--protocol", choices=PROTOCOLS, default="ccta", help="how they are scanned")

@@ -235,7 +235,7 @@ def _calcium(patient, protocol, grid, timing, optics):
     seen, c = {}, patient.calcium
     if len(c["pos"]) == 0:
         return total, cls, seen
-    samples = calcium_samples(patient, protocol, timing)
+    samples, optics = calcium_samples(patient, protocol, timing), optics._replace(fineness=0.5)
     for wanted in np.unique(c["cls"]):
         part = np.zeros(grid.shape, np.float32)
         for lesion in np.unique(c["lid"][c["cls"] == wanted]):
