@@ -113,26 +113,27 @@ def _spine(p, a):
 
 def _vertebral_arch(p, canal, yv, ry, a):
     x, y, level = p
-    lamina = jnp.maximum(jnp.abs(canal - 3.2) - 2.6, (jnp.abs(level + 4.0) - 8.0) * 0.9)
+    lamina = jnp.maximum(jnp.abs(canal - 3.2) - 2.6, (jnp.abs(level + 3.0) - 10.5) * 0.9)
     lamina = _cylinder_normal(jnp.maximum(lamina, -(y - yv - 4.0)))
     root = a["yv"] + ry
-    transverse = capsule((jnp.abs(x), y, level), (10.0, root + 6.0, 0.0), (33.0, root + 19.0, 1.0), 4.6, 4.2)
+    transverse = capsule((jnp.abs(x), y, level), (10.0, root + 6.0, 0.0), (33.0, root + 17.0, 1.0), 5.4, 4.6)
     spinous = capsule(p, (0.0, root + 17.0, -1.0), (0.0, root + 44.0, -9.0), 3.2, 3.8)
     return union([lamina, transverse, spinous])
 
 
 def _ribs(p, a, cavity):
-    """All ribs as one periodic surface that drops from back to front; its front part is cartilage."""
+    """All ribs as one periodic surface: nearly level at the spine, steep at the side; its front part is cartilage."""
     x, y, z = p
     angle = jnp.arctan2(jnp.abs(x), -(y - 2.0) + 1e-6)  # 0 in front, pi at the back
     period, phase, drop, half_depth, half_height = (a["rib"][i] for i in range(5))
     t = jnp.clip((angle - 0.55) / 2.2, 0.0, 1.0)
-    height = z - drop * t * (1.15 - 0.15 * t) + 40.0 * jnp.clip(0.55 - angle, 0.0, 1.0) + phase
+    tilt = x * (0.12 * phase / period - 0.06)  # nobody lies quite straight, so the two sides are cut at different levels
+    height = z - drop * t * (1.6 - 0.6 * t) + 40.0 * jnp.clip(0.55 - angle, 0.0, 1.0) + phase + tilt
     height = height - jnp.floor(height / period) * period - 0.5 * period
     u, v = (cavity - a["wall"] * 0.52) / half_depth, height / half_height
     q = jnp.sqrt(u * u + v * v + 1e-6)
     slope = jnp.sqrt((u / half_depth) ** 2 + (v / half_height) ** 2 + 1e-9) / q
-    distance = jnp.where(angle > 2.86, 10.0, (q - 1.0) / slope)
+    distance = jnp.where(angle > 2.93, 10.0, (q - 1.0) / slope)
     return {"rib": (distance, (v / half_height) ** 2 / (q * slope) ** 2), "cartilage": jax.nn.sigmoid((0.72 - angle) / 0.03)}
 
 

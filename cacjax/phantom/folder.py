@@ -18,9 +18,9 @@ from cacjax.phantom.cohort import Phantom, make_scan
 from cacjax.scan import write_image
 
 FORMATS = ("nifti", "dicom")
-MANIFEST = "scan mask heart split domain protocol threshold_hu aorta_hu noise_hu kvp seed".split()
-LESION = "id artery segment position_mm volume_mm3 mass_mg peak_mg_cm3 visible".split()
-SCAN = "scan protocol seed kvp noise_hu thickness_mm threshold_hu agatston true_volume_mm3 true_mass_mg".split()
+MANIFEST = ["scan", "mask", "heart", "split", "domain", "protocol", "threshold_hu", "aorta_hu", "noise_hu", "kvp", "seed"]
+LESION = ["id", "artery", "segment", "position_mm", "volume_mm3", "mass_mg", "peak_mg_cm3", "visible"]
+SCAN = ["scan", "protocol", "seed", "kvp", "noise_hu", "thickness_mm", "threshold_hu", "agatston", "true_volume_mm3", "true_mass_mg"]
 
 
 def write_cohort(out, protocol, seeds, *, shape=None, spacing_mm=None, file_format="nifti", split="test", workers=0):

@@ -50,7 +50,8 @@ def paint_chest(f, p, a, psf_mm, couch):
     wall = inside(f, "muscle")
     hu = blend(hu, muscle - 70.0 * smoothstep(1.3, 2.0, f["texture_fat"]), wall)
     seam = f["muscle"] + a["musc"] * 0.62 + f["texture_lung"]
-    seam = normal_cdf((0.7 - seam) / psf_mm[0]) - normal_cdf((-0.7 - seam) / psf_mm[0])
+    half_mm = 0.7 + 1.2 * smoothstep(20.0, 70.0, jnp.abs(p[0]))
+    seam = normal_cdf((half_mm - seam) / psf_mm[0]) - normal_cdf((-half_mm - seam) / psf_mm[0])
     hu = blend(hu, fat, 0.8 * wall * smoothstep(-0.6, 0.8, f["texture_lung"]) * seam)
     hu = blend(hu, fat, inside(f, "cavity", 0.6))
     hu = _paint_shoulder(hu, f, a, body_fat)
