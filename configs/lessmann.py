@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.slab = 1  # slices seen by a plane, as channels
     config.model.dropout = 0.35
     config.model.main_dropout = 0.0  # the ancestor evaluates the main head without dropout in training too
+    config.model.he = True  # He-uniform weights and zero biases in the subnets, as the ancestor; False: PyTorch's default
 
     config.supervision = ConfigDict()
     config.supervision.where = "centre"  # or "map": every voxel of the axial map (one orientation)

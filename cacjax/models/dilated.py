@@ -22,12 +22,13 @@ class Subnet(nn.Module):
 
     width: int
     dilations: tuple
+    he: bool = False
 
     @nn.compact
     def __call__(self, x):
         for dilation in self.dilations:
-            x = nn.elu(Conv(self.width, dilation=dilation)(x))
-        return nn.elu(Conv(self.width, size=1)(x))
+            x = nn.elu(Conv(self.width, dilation=dilation, he=self.he)(x))
+        return nn.elu(Conv(self.width, size=1, he=self.he)(x))
 
 
 class Classifier(nn.Module):
@@ -58,7 +59,8 @@ class AuxiliaryHead(nn.Module):
 class Dilated(nn.Module):
     """Subnets, auxiliary heads and main head; 212,348 parameters as published (generator 198,336, main head 13,319).
 
-    `dropout` acts in the auxiliary heads, `main_dropout` in the main head (0 in the ancestor's training).
+    `dropout` acts in the auxiliary heads, `main_dropout` in the main head (0 in the ancestor's training). `he` draws the subnets'
+    weights as the ancestor does (He-uniform, zero bias) instead of by PyTorch's default.
     """
 
     width: int = 32
@@ -68,9 +70,10 @@ class Dilated(nn.Module):
     planes: int = 3
     dropout: float = 0.35
     main_dropout: float = 0.0
+    he: bool = False
 
     def setup(self):
-        self.subnets = [Subnet(self.width, self.dilations) for _ in range(self.planes)]
+        self.subnets = [Subnet(self.width, self.dilations, self.he) for _ in range(self.planes)]
         self.auxiliary = [AuxiliaryHead(self.classes, self.dropout) for _ in range(self.planes)]
         self.classifier = Classifier(self.hidden, self.classes, self.main_dropout)
 
