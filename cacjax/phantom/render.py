@@ -21,6 +21,7 @@ SLICES = 16
 TILE_CELLS = 36
 FIELD_STEP_MM = 2.2
 HEART_BOX_MM = ((-82.0, 122.0), (-112.0, 72.0))  # x, y; outside of it only the chest is drawn
+AROUND_HEART = ("cavity", "spine", "diaphragm", "diaphragm/w")  # fields of the chest that the heart's painter needs
 SHARP_MM = 0.15  # edge blur where the tissue under a small structure is looked up
 _REST = (np.eye(3, dtype=np.float32), np.zeros(3, np.float32), np.zeros(3, np.float32))
 
@@ -73,9 +74,8 @@ def _draw_tile(hu, heart, corner, grid, timing, scene, m, n):
     node = np.arange(n + 1) * m
     ys, xs = y[0] + (i + node) * grid.spacing_mm[1], x[0] + (j + node) * grid.spacing_mm[2]
     p = [v.astype(np.float32) for v in np.broadcast_arrays(xs, ys[:, None], z[ks][:, None, None])]
-    breath = motion.breathing_mm(timing.time_s[ks], timing.breath)
-    chest = _chest_fields(scene["a"], p, _per_slice(breath), scene["psf"])
-    fields = _moving_fields(p, ks, timing, scene, breath) if _touches_heart(xs, ys) else None
+    chest, fields = _tile_fields(p, ks, timing, scene, heart=_touches_heart(xs, ys), chest_first=j == 0)
+    around = {name: chest[name] for name in AROUND_HEART}
     out = slice(k, min(k + SLICES, grid.shape[0]))
     for a in range(m):
         for b in range(m):
@@ -83,9 +83,19 @@ def _draw_tile(hu, heart, corner, grid, timing, scene, m, n):
             share = (np.float32(a / m), np.float32(b / m))
             tile = _paint_chest(chest, p, scene["a"], scene["psf"], scene["couch"], share)
             if fields is not None:
-                tile, mask = _paint_heart(tile, chest, fields, scene["a"], scene["blood"], share)
+                tile, mask = _paint_heart(tile, around, fields, scene["a"], scene["blood"], share)
                 heart[out, rows, columns] = _fit(mask, heart[out, rows, columns].shape)
             hu[out, rows, columns] = _fit(tile, hu[out, rows, columns].shape)
+
+
+def _tile_fields(p, ks, timing, scene, *, heart, chest_first):
+    """Fields of the chest and (or None) of the heart; two threads with different `chest_first` compile them side by side."""
+    breath = motion.breathing_mm(timing.time_s[ks], timing.breath)
+    work = {"chest": lambda: _chest_fields(scene["a"], p, _per_slice(breath), scene["psf"])}
+    if heart:
+        work["heart"] = lambda: _moving_fields(p, ks, timing, scene, breath)
+    done = {name: work[name]() for name in sorted(work, reverse=not chest_first)}
+    return done["chest"], done.get("heart")
 
 
 def _per_slice(values):
@@ -150,8 +160,7 @@ def _paint_chest(fields, p, a, psf, couch, share):
 
 @jax.jit
 def _paint_heart(hu, chest, fields, a, blood, share):
-    needed = {k: chest[k] for k in ("cavity", "spine", "diaphragm", "diaphragm/w")}
-    f = _between(fields, share) | _between(needed, share)
+    f = _between(fields, share) | _between(chest, share)
     f["mediastinum"] = jnp.maximum(f["mediastinum"], jnp.maximum(f["cavity"] + 0.2, 0.5 - f["spine"]))
     return layers.paint_heart(hu, f, a, blood), f["sac"] < 0
 
@@ -178,7 +187,7 @@ def _tissue(a, p, blood, psf):
     still = np.zeros((SLICES, 1, 1), np.float32)
     fields = _heart_fields(a, p, still, still, _REST, psf)
     far = np.full(p[0].shape, 50.0, np.float32)
-    chest = {"cavity": -far, "spine": far, "diaphragm": far, "diaphragm/w": far}
+    chest = dict(zip(AROUND_HEART, (-far, far, far, far)))
     lung = np.full((SLICES, p[0].shape[1] - 1, p[0].shape[2] - 1), -860.0, np.float32)
     hu, _ = _paint_heart(lung, chest, fields, a, blood, (np.float32(0), np.float32(0)))
     return hu.reshape(-1)
