@@ -85,14 +85,16 @@ def _text(axis, scan):
 
 
 def protocols_figure(scans, path):
-    """One axial slice of each scan side by side, at the window of its protocol, with the marked calcium beside the bare image."""
-    figure = _figure(len(scans), 1, 3.4)
-    for axis, scan in zip(np.atleast_1d(figure.subplots(1, len(scans))), scans):
+    """One axial slice of each scan side by side, at the window of its protocol; below it the same with the marked calcium."""
+    figure = _figure(len(scans), 2, 3.0)
+    for (bare, marked), scan in zip(figure.subplots(2, len(scans), squeeze=False).T, scans):
         coronary = ((scan.label >= 1) & (scan.label <= 3)).sum((1, 2))
         k = int(coronary.argmax()) if coronary.any() else slices_to_show(scan)[AXIAL // 2]
-        _axial(axis, scan, k)
+        _axial(bare, scan._replace(label=np.zeros_like(scan.label)), k)
+        _axial(marked, scan, k)
         low, high = window_of(scan)
-        axis.set_title(f"{scan.truth['protocol']}  [{low}, {high}] HU", fontsize=8)
+        bare.set_title(f"{scan.truth['protocol']}  [{low}, {high}] HU", fontsize=8)
+        marked.set_title("")
     _save(figure, path)
 
 
