@@ -25,7 +25,7 @@ class Result(NamedTuple):
     """What scoring one scan gives; arrays lie on the scan's own grid.
 
     scan: as read. mask: classes (uint8) or regions (int16) that are scored. detected: classes before false positives are
-    reduced; probability: of coronary calcium, float32, 0 where no candidate; both None for regions. heart: bool or None. rows:
+    reduced, cut at 130 HU like on non-contrast CT (the scan threshold is the first step of the reduction); probability: of coronary calcium, float32, 0 where no candidate; both None for regions. heart: bool or None. rows:
     a dict per artery, see report.COLUMNS. record: what else a user may ask (lesions, rule, threshold, timings), JSON-like.
     """
 
@@ -180,9 +180,8 @@ def detect_and_score(image, heart, threshold, detector, clock, *, reduction, **o
     inside = None if heart is None else inside
     spacing_mm, hu = scan.spacing_mm(turned.affine), jnp.asarray(turned.hu)
     label, probability = detect(hu, predict, spacing_mm=spacing_mm, network_mm=tuple(config.spacing_mm), heart=inside)
-    candidates = hu >= threshold["hu"]
-    detected = jnp.where(candidates, label, 0)
-    probability = clock.lap("detect", jnp.where(candidates, probability, 0))
+    detected = jnp.where(hu >= min(NON_CONTRAST_HU, threshold["hu"]), label, 0)
+    probability = clock.lap("detect", jnp.where(hu >= threshold["hu"], probability, 0))
     mask, removed = reduce(detected, hu, threshold["hu"], inside, spacing_mm, **reduction)
     clock.lap("fp_reduction", mask)
     totals = scores.score(mask, hu, spacing_mm, **options)
@@ -236,7 +235,7 @@ def box_around(heart, shape, spacing_mm):
 def reduce(detected, hu, threshold_hu, heart, spacing_mm, *, mode, dilation_mm):
     """(mask, what was removed) after reduction of false positives in `mode`; heart: bool, not dilated yet, or None."""
     if mode == "none":
-        return detected, {}
+        return jnp.where(hu >= threshold_hu, detected, 0), {}
     around = None if heart is None else spatial.dilate(jnp.asarray(heart), dilation_mm, spacing_mm)
     mask, removed = lesions.grow(detected, hu, threshold_hu, around, spacing_mm, mode=mode)
     return mask, {name: int(count) for name, count in removed._asdict().items()}

@@ -67,18 +67,20 @@ def stream(split: str, *, count: tuple, strata: tuple, labelled: bool = False) -
 
 def make_tiny(config: ConfigDict) -> None:
     """The laptop path. Joint statistics and a faster generator: by domain the critic cannot see the shift ."""
-    config.pretrain_blocks = 40
-    config.steps = 440
+    config.pretrain_blocks = 100
+    config.steps = 400
+    config.critic.updates = 5
     config.checkpoint_every = 100
     config.critic.channels = (8, 8, 8, 8, 1)
     config.critic.statistics = "joint"
     config.critic.window = 17
-    config.generator.rate = 2e-4
+    config.generator.rate = 4e-4
+    config.classification_weight = 1.0
     inside = (("bright_in_heart", 0.5), ("heart_box", 0.5))
     labelled = (("coronary", 0.4), ("calcium", 0.1), ("bright_in_heart", 0.3), ("heart_box", 0.2))
     for name, part in config.streams.items():
         part.patch = 51
         part.scans_in_memory = 0  # all of them
         part.strata = labelled if name == "source" else inside
-        part.count = (2, 4) if name.startswith("pool") else (4,)
+        part.count = (1, 4) if name.startswith("pool") else (4,)
     config.streams.source.jitter_px = 16
