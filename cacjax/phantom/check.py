@@ -24,22 +24,22 @@ ARTERIES = ("LAD", "LCX", "RCA")
 LAG_VOXELS = 1
 # quantity -> what is published, with its source.
 PUBLISHED = {
-    "Agatston 0/1-10/11-100/101-400/>400 % (chest)": "zero 25-30 in smokers",
-    "Agatston 0/1-10/11-100/101-400/>400 % (cardiac)": "zero 35-50 in mixed referral",
+    "Agatston 0/1-10/11-100/101-400/>400 % (chest)": "zero about 25-30 in smokers (common knowledge)",
+    "Agatston 0/1-10/11-100/101-400/>400 % (cardiac)": "20 each, selected (Gogin 2021 test set)",
     "lesion volume mm3 Q1/median/Q3/p95 (chest)": "1.6 / 7.1 / 29.2 / 188 (Zhai 2022)",
-    "lesion peak HU p50/p95 (chest, cardiac)": "250-400 / 800-1000",
+    "lesion peak HU p50/p95 (chest, cardiac)": "about 250-400 / 800-1000 (common knowledge)",
     "arteries with marks LAD/LCX/RCA % (all)": "61 / 12 / 27 (van Velzen 2022)",
     "scans with visible calcium % (rtp)": "37 (van Velzen 2022)",
     "130 HU hits among visible LAD/LCX/RCA % (rtp)": "85 / 58 / 36 (van Velzen 2022)",
     "pseudo-mass difference %, positive twice (rtp)": "58-114 at 130 HU, 47 by calcium map (van Velzen 2022)",
     "pseudo-mass difference %, any positive (rtp)": "92 (van Velzen 2022)",
     "pairs positive twice % (rtp)": "24-29 (van Velzen 2022)",
-    "Agatston difference %, positive twice (chest)": "71 (Jacobs 2010)",
-    "Agatston difference %, positive twice (cardiac)": "15-41 (van Velzen 2022, cited)",
+    "Agatston difference %, positive twice (chest)": "71 (Jacobs, cited by van Velzen 2022)",
+    "Agatston difference %, positive twice (cardiac)": "15-41 (cited by van Velzen 2022)",
     "calcium map difference %, positive twice (rtp)": "bound for map-based scores",
     "calcium map difference %, positive twice (cardiac)": "",
-    "noise SD in the aorta HU p5-p95 (cardiac)": "15-25",
-    "noise SD in the aorta HU p5-p95 (ccta)": "20-35",
+    "noise SD in the aorta HU p5-p95 (cardiac)": "15-25 (usual target)",
+    "noise SD in the aorta HU p5-p95 (ccta)": "20-35 (usual target)",
     "noise autocorrelation at .66 mm, 1.5 mm along z (cardiac)": "",
 }
 
