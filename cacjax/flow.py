@@ -25,7 +25,8 @@ class Result(NamedTuple):
     """What scoring one scan gives; arrays lie on the scan's own grid.
 
     scan: as read. mask: classes (uint8) or regions (int16) that are scored. detected: classes before false positives are
-    reduced, cut at 130 HU like on non-contrast CT (the scan threshold is the first step of the reduction); probability: of coronary calcium, float32, 0 where no candidate; both None for regions. heart: bool or None. rows:
+    reduced, cut at 130 HU like on non-contrast CT (the scan threshold is the first step of the reduction).
+    probability: of coronary calcium, float32, 0 where no candidate; both None for regions. heart: bool or None. rows:
     a dict per artery, see report.COLUMNS. record: what else a user may ask (lesions, rule, threshold, timings), JSON-like.
     """
 
