@@ -16,7 +16,7 @@ import sys
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
-from absl import app, flags
+from absl import app, flags, logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
@@ -229,6 +229,7 @@ def _config_path(word: str) -> str:
 
 def main(_) -> None:
     """Train what the command line asks for."""
+    logging.set_verbosity(logging.WARNING)  # Orbax and Grain speak of every checkpoint and worker
     if flags.FLAGS.distributed:
         jax.distributed.initialize()
     devices = jax.devices()
