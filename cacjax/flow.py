@@ -17,7 +17,7 @@ from cacjax.scores import CLASSES
 FP_REDUCTION = ("paper", "authors_code", "none")
 NON_CONTRAST_HU = 130.0
 HEART_DILATION_MM = 5.0  # a ball of 10 mm diameter (Zhai 2022, section 2.5): coronary arteries lie on the heart's border
-MARGIN_MM = 10.0  # around the heart, where the detector still looks
+MARGIN_MM = HEART_DILATION_MM  # around the heart's box, where the detector still looks
 NO_HEART = "none: detection was not limited to the heart"
 
 

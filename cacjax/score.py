@@ -144,14 +144,14 @@ def score(path_or_scan, *, workdir=None, detector=None, **options):
 
 def run(jobs, out, options, detector):
     """Score all jobs one after another; returns their records. Nothing that one scan does stops the next."""
-    records = []
+    records, began = [], time.perf_counter()
     with tqdm(jobs, unit="scan", disable=None) as progress:
         for job in progress:
             start = time.perf_counter()
             record = _kept(job, out, options) if options.resume else None
             records.append(record or score_one(job, out, options, detector))
             report.write_csv(out / "scores.csv", all_rows(records), report.COLUMNS)
-            left = progress.format_dict["elapsed"] / len(records) * (len(jobs) - len(records))
+            left = (time.perf_counter() - began) / len(records) * (len(jobs) - len(records))
             line = _line(records[-1], time.perf_counter() - start)
             progress.write(f"[{len(records)}/{len(jobs)}, ETA {left:.0f} s] {line}", file=sys.stderr)
     return records

@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.slab = 1  # slices seen by a plane, as channels
     config.model.dropout = 0.35
     config.model.main_dropout = 0.0  # the ancestor evaluates the main head without dropout in training too
-    config.model.he = True  # He-uniform weights and zero biases in the subnets, as the ancestor; False: PyTorch's default
+    config.model.he = False  # PyTorch's default initialisation, as the code of Zhai; True: He-uniform, as the ancestor
 
     config.supervision = ConfigDict()
     config.supervision.where = "centre"  # or "map": every voxel of the axial map (one orientation)
@@ -67,9 +67,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def make_tiny(config: ConfigDict) -> None:
     """The laptop path: what of the method works in minutes on two CPU cores."""
-    config.steps = 800
+    config.steps = 1200
     config.log_every = 25
-    config.checkpoint_every = 200
+    config.checkpoint_every = 300
     config.model.width = 16
     config.model.dilations = (1, 1, 2, 4, 8, 16)
     config.model.hidden = 32

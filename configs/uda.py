@@ -68,7 +68,7 @@ def stream(split: str, *, count: tuple, strata: tuple, labelled: bool = False) -
 def make_tiny(config: ConfigDict) -> None:
     """The laptop path. Joint statistics and a faster generator: by domain the critic cannot see the shift ."""
     config.pretrain_blocks = 100
-    config.steps = 400
+    config.steps = 900
     config.critic.updates = 5
     config.checkpoint_every = 100
     config.critic.channels = (8, 8, 8, 8, 1)
