@@ -17,6 +17,7 @@ from cacjax.task import Prediction
 AIR_HU = -1000.0
 XY_BUCKET, Z_BUCKET = 32, 16  # sides are rounded up to these, so that scans of like size share one compiled program
 TILE_BYTES = 2**31  # bound on one tile's feature vectors
+PLANES_AT_ONCE = {"cpu": 1}  # on CPU one plane at a time stays in the cache; 16 elsewhere
 
 
 def normalise(hu):
@@ -77,7 +78,7 @@ def _classify_tile(model, params, block, slab):
 
 
 def _plane_maps(model, params, x, index, m, slab):
-    """Features [depth, h, w, width] of one orientation: 0 axial, 1 coronal, 2 sagittal; one plane at a time."""
+    """Features [depth, h, w, width] of one orientation: 0 axial, 1 coronal, 2 sagittal."""
     sides = [side - 2 * m for side in x.shape]
     stack = jnp.moveaxis(x, index, 0)
     half = slab // 2
@@ -86,5 +87,5 @@ def _plane_maps(model, params, x, index, m, slab):
         plane = lax.dynamic_slice_in_dim(stack, position + m - half, slab)
         return model.apply(params, jnp.moveaxis(plane, 0, -1)[None], index, method="plane")[0]
 
-    maps = lax.map(one, jnp.arange(sides[index]))
+    maps = lax.map(one, jnp.arange(sides[index]), batch_size=PLANES_AT_ONCE.get(jax.default_backend(), 16))
     return jnp.moveaxis(maps, 0, index)

@@ -59,6 +59,14 @@ def test_tiling_changes_nothing(case, monkeypatch):
     np.testing.assert_array_equal(tiled.label, whole.label)
 
 
+def test_planes_at_once_change_nothing(case, monkeypatch):
+    model, params, hu, slab, whole = case
+    monkeypatch.setattr(planes, "PLANES_AT_ONCE", {})
+    jax.clear_caches()
+    several = planes.predict(model, params, hu, slab=slab)
+    np.testing.assert_allclose(several.p_cac, whole.p_cac, atol=1e-6)
+
+
 def test_empty_box_gives_background(case):
     model, params, hu, slab, _ = case
     nothing = planes.predict(model, params, hu, ((2, 2, 2), (2, 5, 5)), slab=slab)
