@@ -26,8 +26,8 @@ def configure() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks: XLA:CPU allocates its work memory anew at every step, and giving it back to the kernel each time
-    costs a page fault per 4 KiB (a generator update on four 115x115 crops: 0.14 s before, 0.08 s after)."""
+    """Let glibc keep freed blocks. XLA:CPU allocates its work memory anew at every step; giving it back to the kernel each time costs
+    a page fault per 4 KiB (a generator update on four 115x115 crops: 11,300 faults before, 2,400 after)."""
     with contextlib.suppress(AttributeError, OSError):  # another C library: nothing to set
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
