@@ -41,7 +41,7 @@ class Critic(nn.Module):
     def __call__(self, windows, groups: int = 1):
         x = windows
         for channels in self.channels:
-            x = nn.relu(BatchNorm(groups)(Conv(channels, looped=True)(x)))
+            x = nn.relu(BatchNorm(groups)(Conv(channels)(x)))
         x = x.reshape(len(x), -1)
         bound = 1 / x.shape[-1] ** 0.5
         return nn.Dense(1, kernel_init=uniform(bound), bias_init=uniform(bound))(x)[:, 0]
