@@ -86,7 +86,7 @@ def test_critic_by_domain_equals_two_calls_and_jointly_does_not():
 def test_arranged_gradients_are_those_of_the_convolution(dilation):
     rng = np.random.default_rng(0)
     side = 2 * dilation
-    x, kernel, slope = (rng.normal(size=s) for s in ((2, 8, 9, 3), (3, 3, 3, 4), (2, 8 - side, 9 - side, 4)))
+    x, kernel, slope = (rng.normal(size=s).astype(np.float32) for s in ((2, 8, 9, 3), (3, 3, 3, 4), (2, 8 - side, 9 - side, 4)))
     ours, plain = (jax.vjp(lambda x, k, f=f: f(x, k, dilation), x, kernel)[1](slope) for f in (conv.arranged, conv.convolution))
     for a, b in zip(ours, plain):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
