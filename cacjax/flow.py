@@ -1,4 +1,4 @@
-"""One scan on its way from Hounsfield units to scores: resample, detect, label, reduce false positives, score. Arrays [z, y, x].
+"""One scan on its way from files to scores, and the record of it; what is computed in between stands in `pipeline`. Arrays [z, y, x].
 
 The network sees its own grid; everything after it happens on the acquired grid, because a resampled peak is not a peak.
 """
@@ -11,13 +11,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cacjax import lesions, report, rules, scan, scores, spatial, summary
+from cacjax import lesions, pipeline, report, rules, scan, scores, spatial, summary
 from cacjax.scores import CLASSES
 
 FP_REDUCTION = ("paper", "authors_code", "none")
 NON_CONTRAST_HU = 130.0
 HEART_DILATION_MM = 5.0  # a ball of 10 mm diameter (Zhai 2022, section 2.5): coronary arteries lie on the heart's border
 MARGIN_MM = HEART_DILATION_MM  # around the heart's box, where the detector still looks
+LONG = 2**23  # voxels to look at from which detection on a CPU takes minutes, and is done in steps under a progress bar
 NO_HEART = "none: detection was not limited to the heart"
 
 
@@ -25,9 +26,9 @@ class Result(NamedTuple):
     """What scoring one scan gives; arrays lie on the scan's own grid.
 
     scan: as read. mask: classes (uint8) or regions (int16) that are scored. detected: classes before false positives are
-    reduced, cut at 130 HU like on non-contrast CT (the scan threshold is the first step of the reduction).
-    probability: of coronary calcium, float32, 0 where no candidate; both None for regions. heart: bool or None. rows:
-    a dict per artery, see report.COLUMNS. record: what else a user may ask (lesions, rule, threshold, timings), JSON-like.
+    reduced, cut at 130 HU like on non-contrast CT (the scan threshold is the first step of the reduction); None where not
+    asked for. probability: of coronary calcium, float32, 0 where no candidate; both None for regions. heart: bool or None.
+    rows: a dict per artery, see report.COLUMNS. record: what else a user may ask (lesions, rule, threshold, timings), JSON-like.
     """
 
     scan: scan.Scan
@@ -64,6 +65,7 @@ def score(
     mass_factor=None,
     fp_reduction="paper",
     heart_dilation_mm=HEART_DILATION_MM,
+    all_detected=True,
 ):
     """Detect and score calcium in one scan; returns a Result.
 
@@ -72,8 +74,9 @@ def score(
     (path or array) that detection is limited to: the detector looks in its box, and reduction of false positives drops what
     lies outside of it, dilated by heart_dilation_mm. threshold_hu: scan threshold, e.g. aortic mean + 3 SD of a CCTA; not given:
     that of the rule. rule: name of a scoring rule. mass_factor: mg per cm³ and HU; without it there is no mass. fp_reduction:
-    "paper", "authors_code", "none". Raises ScanError for a scan or masks that cannot be used, ValueError for options that do
-    not exist.
+    "paper", "authors_code", "none". all_detected: classify every candidate; if not, only those that can end in the mask: the
+    same mask several times faster, but nothing is known of what was detected before reduction. Raises ScanError
+    for a scan or masks that cannot be used, ValueError for options that do not exist.
     """
     _check_options(rule, fp_reduction, detector, regions)
     clock = Clock()
@@ -94,7 +97,7 @@ def score(
     if regions is not None:
         found = score_regions(image, regions, threshold, clock, **options)
     else:
-        reduction = {"mode": fp_reduction, "dilation_mm": float(heart_dilation_mm)}
+        reduction = {"mode": fp_reduction, "dilation_mm": float(heart_dilation_mm), "all_detected": bool(all_detected)}
         found = detect_and_score(image, heart, threshold, detector, clock, reduction=reduction, **options)
     record = {
         "path": str(image.path),
@@ -160,66 +163,79 @@ def score_regions(image, regions, threshold, clock, **options):
     turned, regions = scan.oriented(image, regions)
     spacing_mm = scan.spacing_mm(turned.affine)
     labels = np.append(0, np.unique(regions[regions > 0])).astype(np.int16)
-    hu = jnp.asarray(turned.hu)
-    mask = jnp.where(hu >= threshold["hu"], np.searchsorted(labels, np.maximum(regions, 0)), 0)
+    # Padded as for detection: a scan of a like size compiles nothing.
+    hu = jnp.asarray(pipeline.pad(turned.hu, fill=pipeline.NO_HU))
+    number = pipeline.pad(np.searchsorted(labels, np.maximum(regions, 0)).astype(np.int32), fill=0)
+    mask = jnp.where(hu >= threshold["hu"], number, 0)
     names = tuple(str(label) for label in labels[1:])
     totals = scores.score_regions(mask, hu, spacing_mm, n_regions=len(names), **options)
     clock.lap("score")
     no_artery = jnp.zeros(hu.shape, jnp.uint8)
     found = lesions.table(mask, len(names), hu, no_artery, spacing_mm, capacity=max(len(names), 1))
+    found = pipeline.border(found, np.array(turned.hu.shape))
     listed = [{"artery": name, **entry} for name, entry in zip(names, summary.list_lesions(found, turned.affine))]
     clock.lap("lesions")
     record = {"lesions": listed, "heart": {"from": "not used: regions are given"}, "fp_reduction": {"mode": "none"}}
-    mask = scan.restore(labels[np.asarray(mask)], image)
+    mask = scan.restore(labels[_cut(mask, turned.hu.shape)], image)
     return Result(image, mask, None, None, None, summary.make_rows(totals._replace(names=names)), record)
 
 
-def detect_and_score(image, heart, threshold, detector, clock, *, reduction, **options):
+def detect_and_score(image, heart, threshold, detector, clock, *, reduction, rule, mass_factor, slice_thickness_mm):
     """Result of a detector (config, predict): detect, cut at the scan threshold, reduce false positives, score."""
     config, predict = detector
     turned, inside = scan.oriented(image, np.zeros_like(image.hu, bool) if heart is None else heart > 0)
-    inside = None if heart is None else inside
-    spacing_mm, hu = scan.spacing_mm(turned.affine), jnp.asarray(turned.hu)
-    label, probability = detect(hu, predict, spacing_mm=spacing_mm, network_mm=tuple(config.spacing_mm), heart=inside)
-    detected = jnp.where(hu >= min(NON_CONTRAST_HU, threshold["hu"]), label, 0)
-    probability = clock.lap("detect", jnp.where(hu >= threshold["hu"], probability, 0))
-    mask, removed = reduce(detected, hu, threshold["hu"], inside, spacing_mm, **reduction)
-    clock.lap("fp_reduction", mask)
-    totals = scores.score(mask, hu, spacing_mm, **options)
-    clock.lap("score")
-    listed = summary.lesions_by_class(mask, hu, spacing_mm, turned.affine)
-    clock.lap("lesions")
+    spacing_mm = scan.spacing_mm(turned.affine)
+    unit = rules.pixel_score(rule, spacing_mm, slice_thickness_mm=slice_thickness_mm)
+    numbers = scores.numbers(rule, spacing_mm, unit, scheme=summary.SCHEME)
+    heart_inside = None if heart is None else inside
+    case, how = make_case(turned.hu, heart_inside, spacing_mm, threshold["hu"], numbers, config, rule, reduction)
+    predict = pipeline.traceable(predict)
+    case = clock.lap("prepare", jax.device_put(case))
+    found = clock.lap("detect_and_score", compute(predict, case, how))
+    tables = jax.device_get(found.tables)
+    if more := pipeline.ample(tables, how):
+        tables = clock.lap("retry", jax.device_get(pipeline.tabulate(found.mask, case, more)))
+    totals = scores.by_artery(scores.from_totals(tables.totals, spacing_mm, rule, unit, mass_factor=mass_factor))
     record = {
-        "lesions": listed,
+        "lesions": summary.lesions_by_class(tables.lesions, turned.affine),
         "heart": {"from": NO_HEART} if heart is None else {"from": "mask", "dilated_mm": reduction["dilation_mm"]},
-        "fp_reduction": {"mode": reduction["mode"], "removed": removed},
+        "fp_reduction": {"mode": reduction["mode"], "removed": summary.removed(found.removed, reduction)},
         "network_spacing_mm": list(config.spacing_mm),
     }
-    back = [scan.restore(np.asarray(each), image) for each in (mask, detected, probability)]
-    return Result(image, *back, heart, summary.make_rows(totals), record)
+    arrays = found.mask, found.detected if reduction["all_detected"] else None, found.probability
+    back = [None if each is None else scan.restore(_cut(each, turned.hu.shape), image) for each in arrays]
+    clock.lap("fetch")
+    return Result(image, *back, heart, summary.make_rows(totals, int(tables.category)), record)
 
 
-def detect(hu, predict, *, spacing_mm, network_mm, heart):
-    """What the network says on its own grid, brought back by nearest neighbours: (class uint8, P(calcium) float32) on that of `hu`.
+def make_case(hu, heart, spacing_mm, threshold_hu, numbers, config, rule, reduction):
+    """(`pipeline.Case` on the host, `pipeline.How`) of an oriented scan; heart: bool or None."""
+    network_mm = tuple(config.spacing_mm)
+    network = spatial.zoomed_shape(hu.shape, spacing_mm, network_mm)
+    box = None if heart is None else box_around(heart, network, network_mm)
+    grids, network = pipeline.join_grids(hu.shape, spacing_mm, network_mm, box)
+    rows, reach, padded_heart = None, None, None
+    if heart is not None:
+        rows, reach = spatial.ball(reduction["dilation_mm"], spacing_mm, pipeline.padded(hu.shape), step=pipeline.BALL_STEP)
+        padded_heart = pipeline.pad(heart, fill=False)
+    least_hu = min(NON_CONTRAST_HU, threshold_hu) if reduction["all_detected"] else threshold_hu
+    limits = np.float32(least_hu), np.float32(threshold_hu)
+    case = pipeline.Case(pipeline.pad(hu, fill=pipeline.NO_HU), padded_heart, rows, grids, *limits, numbers)
+    kind = rule.connectivity, rule.peak, rule.whole_lesions
+    return case, pipeline.How(network, reach, reduction["mode"], reduction["all_detected"], *kind)
 
-    heart: bool [z, y, x] on the host, whose box limits where the network looks, or None. Raises ValueError where the
-    network answers on another grid than it was asked.
-    """
-    shape = spatial.zoomed_shape(hu.shape, spacing_mm, network_mm)
-    if shape == hu.shape:  # a resampling that moves nothing
-        network_hu, network_mm = hu, spacing_mm
-    else:
-        network_hu, network_mm = spatial.resample(hu, spacing_mm, network_mm, order=3)
-    found = predict(network_hu, None if heart is None else box_around(heart, shape, network_mm))
-    if found.label.shape != shape or found.p_cac.shape != shape:
-        raise ValueError(f"prediction must have the network grid's shape {shape}, got {found.label.shape}")
-    if shape == hu.shape:
-        return jnp.asarray(found.label), jnp.asarray(found.p_cac)
-    back = [
-        spatial.resample(jnp.asarray(each), network_mm, spacing_mm, order=0, shape=hu.shape)[0]
-        for each in (found.label, found.p_cac)
-    ]
-    return back[0].astype(jnp.uint8), back[1]
+
+def compute(predict, case, how):
+    """`pipeline.Found` by one program, or, where that would stay silent for minutes, in steps under a progress bar."""
+    low, high = np.asarray(case.grids.box)
+    if jax.default_backend() != "cpu" or np.prod(high - low) <= LONG:
+        return pipeline.detect_and_score(predict, case, how)
+    network_hu, wanted, around = pipeline.prepare(case, how)
+    return pipeline.conclude(case, how, pipeline.check(predict(network_hu, wanted), how.network), around)
+
+
+def _cut(volume, shape):
+    return np.asarray(volume)[tuple(slice(0, n) for n in shape)]
 
 
 def box_around(heart, shape, spacing_mm):
@@ -231,15 +247,6 @@ def box_around(heart, shape, spacing_mm):
         low.append(max(0, int(hit[0] * scale - MARGIN_MM / step_mm)))
         high.append(min(size, int(np.ceil(hit[-1] * scale + MARGIN_MM / step_mm)) + 1))
     return tuple(low), tuple(high)
-
-
-def reduce(detected, hu, threshold_hu, heart, spacing_mm, *, mode, dilation_mm):
-    """(mask, what was removed) after reduction of false positives in `mode`; heart: bool, not dilated yet, or None."""
-    if mode == "none":
-        return jnp.where(hu >= threshold_hu, detected, 0), {}
-    around = None if heart is None else spatial.dilate(jnp.asarray(heart), dilation_mm, spacing_mm)
-    mask, removed = lesions.grow(detected, hu, threshold_hu, around, spacing_mm, mode=mode)
-    return mask, {name: int(count) for name, count in removed._asdict().items()}
 
 
 def write(result, out, name, *, save_probability=False):

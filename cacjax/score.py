@@ -3,7 +3,7 @@
 A SCAN is a file, a DICOM folder or zip, a folder of those, or a folder with a manifest.csv, which brings hearts and
 thresholds. N scans give N answers: a scan that cannot be scored is a row with a reason, and the exit code is 1. OUT
 holds scores.csv (one row per scan and artery) and, per scan, <scan>.json, <scan>_mask.nii.gz, <scan>_detected.nii.gz
-(before false positives are reduced) and <scan>.png.
+(before false positives are reduced) and <scan>.png. Long detections show their progress.
 """
 
 import argparse
@@ -76,6 +76,7 @@ def parse(argv):
     add("--fp-reduction", choices=flow.FP_REDUCTION, default="paper", help="how false positives are reduced (default: paper)")
     add("--rule", choices=tuple(rules.RULES), default="default", help="scoring rule")
     add("--mass-factor", type=float, help="calcium calibration in mg per cm³ and HU; without it no mass is given")
+    add("--mask-only", action="store_true", help="classify only what can end in the mask: same scores, faster, no _detected file")
     add("--save-probability", action="store_true", help="also write the probability of coronary calcium of every candidate voxel")
     add("--resume", action="store_true", help="keep scans that an earlier run finished with the same settings")
     options = parser.parse_args(argv)
@@ -129,7 +130,7 @@ def _job(name, source, options, row=None):
 
 
 def load_detector(workdir):
-    """(config, predict) of the newest checkpoint in `workdir`; predict(hu, box) -> Prediction on the network's grid."""
+    """(config, predict) of the newest checkpoint in `workdir`; predict(hu, wanted) -> Prediction on the network's grid."""
     from cacjax import train
 
     return train.load(workdir)
@@ -192,6 +193,7 @@ def _score_and_write(job, out, options, detector):
         mass_factor=options.mass_factor,
         fp_reduction=options.fp_reduction,
         heart_dilation_mm=options.heart_dilation_mm,
+        all_detected=not options.mask_only,
     )
     start = time.perf_counter()
     flow.write(result, out, job.name, save_probability=options.save_probability)
@@ -210,7 +212,7 @@ def refusal(job, code, message):
 
 def settings(job, options):
     """All that decides a result, as plain values: --resume keeps a record only while these are equal."""
-    keys = ("regions", "rule", "mass_factor", "fp_reduction", "save_probability", "workdir")
+    keys = ("regions", "rule", "mass_factor", "fp_reduction", "mask_only", "save_probability", "workdir")
     chosen = {key: getattr(options, key) for key in keys}
     chosen |= {
         "heart": job.heart and str(job.heart),

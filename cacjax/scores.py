@@ -34,6 +34,22 @@ class Totals(NamedTuple):
     overflow: jax.Array
 
 
+class Numbers(NamedTuple):
+    """What a rule comes to on one scan, plain numbers, so that they can be arguments of a compiled program.
+
+    threshold_hu: candidates are >= this. least: voxels of a component that counts. limits, floor_weight: see `weights`. unit:
+    Agatston units of a pixel of weight 1, float32, only used to round the scores of components. steps: totals from which on each
+    risk category begins, but the first: weighted pixels, or `whole` for a rule of whole lesions.
+    """
+
+    threshold_hu: np.ndarray
+    least: np.ndarray
+    limits: np.ndarray
+    floor_weight: np.ndarray
+    unit: np.ndarray
+    steps: np.ndarray
+
+
 class Scores(NamedTuple):
     """Scores by row, float64 [k] (n_lesions int64): Agatston units, mm3, mg (nan without a mass factor), lesions in 3D."""
 
@@ -52,9 +68,7 @@ def score(arteries, hu, spacing_mm, rule="default", **options):
     arteries = jnp.asarray(arteries)
     if arteries.dtype == bool:
         return score_regions(arteries.astype(jnp.uint8), hu, spacing_mm, rule, n_regions=1, **options)._replace(names=("CAC",))
-    each = score_regions(arteries, hu, spacing_mm, rule, n_regions=len(CLASSES) - 1, **options)
-    coronary = np.array(CORONARY) - 1
-    return Scores((*CLASSES[1:], "CAC"), *(np.append(field, field[coronary].sum()) for field in each[1:]))
+    return by_artery(score_regions(arteries, hu, spacing_mm, rule, n_regions=len(CLASSES) - 1, **options))
 
 
 def score_regions(
@@ -83,36 +97,62 @@ def score_regions(
     rule = rule if threshold_hu is None else rules.at_threshold(rule, threshold_hu)
     unit = rules.pixel_score(rule, spacing_mm, slice_thickness_mm=slice_thickness_mm)
     n_regions = int(np.max(regions, initial=0)) if n_regions is None else n_regions
-    arguments = (jnp.asarray(regions), jnp.asarray(hu), spacing_mm, rule, unit)
-    found = jax.device_get(count(*arguments, n_regions=n_regions))
+    arguments = (jnp.asarray(regions), jnp.asarray(hu), numbers(rule, spacing_mm, unit))
+    kind = {"n_regions": n_regions, "connectivity": rule.connectivity, "peak": rule.peak}
+    found = jax.device_get(count(*arguments, **kind))
     if found.overflow:
-        found = jax.device_get(count(*arguments, n_regions=n_regions, buckets=(runs.whole_chunks(int(found.runs)),)))
+        found = jax.device_get(count(*arguments, buckets=(runs.whole_chunks(int(found.runs)),), **kind))
+    return from_totals(found, spacing_mm, rule, unit, mass_factor=mass_factor)
+
+
+def from_totals(found, spacing_mm, rule, unit, *, mass_factor=None):
+    """`Scores` of regions from `Totals` on the host."""
     voxel_mm3 = float(np.prod(np.asarray(spacing_mm, np.float64)))
     agatston = found.whole.astype(np.float64) if rule.whole_lesions else found.weighted_px * float(unit)
     factor = np.nan if mass_factor is None else mass_factor
     mass_mg = lesions.undigits(found.hu) * lesions.HU_UNIT * voxel_mm3 * factor / 1000.0
-    names = tuple(str(i) for i in range(1, n_regions + 1))
+    names = tuple(str(i) for i in range(1, len(agatston) + 1))
     return Scores(names, agatston, found.voxels * voxel_mm3, mass_mg, found.n_lesions.astype(np.int64))
 
 
-def count(regions, hu, spacing_mm, rule, unit, *, n_regions, buckets=runs.BUCKETS[:3]):
-    """`Totals` of a rule record; only connectivity and the place of the peak make another program, all numbers are arguments.
+def by_artery(each):
+    """Scores of regions 1..6 under the names of the classes, and their sum over the coronary arteries as CAC."""
+    coronary = np.array(CORONARY) - 1
+    return Scores((*CLASSES[1:], "CAC"), *(np.append(field, field[coronary].sum()) for field in each[1:]))
 
-    buckets: capacities for runs of candidates, beyond `runs.CHUNK` multiples of it; check `overflow`.
-    """
+
+def numbers(rule, spacing_mm, unit, *, scheme="default"):
+    """The `Numbers` of a rule record at this spacing; unit: `rules.pixel_score` of both."""
     threshold = np.float32(-np.inf if rule.threshold_hu is None else rule.threshold_hu)
     if rule.strict:
         threshold = np.nextafter(threshold, np.float32(np.inf))
     least, limits = rules.min_voxels(rule, spacing_mm), np.array(rule.limits, np.float32)
-    kind = {"n_regions": n_regions, "connectivity": rule.connectivity, "peak": rule.peak, "buckets": buckets}
-    return _count(regions, hu, threshold, least, limits, rule.floor_weight, np.float32(unit), **kind)
+    steps = _first_totals(SCHEMES[scheme], 1.0 if rule.whole_lesions else float(unit))
+    return Numbers(threshold, np.int32(least), limits, np.int32(rule.floor_weight), np.float32(unit), steps)
+
+
+def _first_totals(scheme, unit):
+    """The least whole numbers that, times the unit, lie in each category but the first: exact, whatever the unit."""
+    near = np.floor(np.array(scheme.limits, np.float64) / unit)[:, None] + np.arange(-1, 3)
+    reached = np.array([[category(n * unit, scheme=scheme) > i for n in row] for i, row in enumerate(near)])
+    return np.clip(near[np.arange(len(near)), reached.argmax(1)], 0, 2**31 - 1).astype(np.int32)
+
+
+def risk(found, numbers, *, whole_lesions=False):
+    """Risk category of coronary calcium, int32, from `Totals` of the six classes on the device."""
+    totals = found.whole if whole_lesions else found.weighted_px
+    return (totals[np.array(CORONARY) - 1].sum() >= numbers.steps).sum(dtype=jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("n_regions", "connectivity", "peak", "buckets"))
-def _count(regions, hu, threshold, least, limits, floor_weight, unit, *, n_regions, connectivity, peak, buckets):
+def count(regions, hu, numbers, *, n_regions, connectivity, peak, buckets=runs.BUCKETS[:3]):
+    """`Totals` of regions 1..n_regions; only connectivity and the place of the peak make another program.
+
+    buckets: capacities for runs of candidates, beyond `runs.CHUNK` multiples of it; check `overflow`.
+    """
     # Regions lie one above the other with an empty slice between: one labelling serves all, and none joins another.
     depth, height, width = hu.shape[0] + 1, hu.shape[1], hu.shape[2]
-    candidates, in_3d = hu >= threshold, connectivity in (6, 18, 26)
+    candidates, in_3d = hu >= numbers.threshold_hu, connectivity in (6, 18, 26)
 
     def layer(region):
         return jnp.pad(runs.pack((regions == region) & candidates), ((0, 1), (0, 0), (0, 0)))
@@ -130,13 +170,13 @@ def _count(regions, hu, threshold, least, limits, floor_weight, unit, *, n_regio
         length = runs.popcount(ones)
         in_scan = jnp.where(found.valid, found.word - region * (words[0].size), 0)
         hu_sum, top = runs.in_chunks(lambda words, ones: lesions.hu_of_runs(words, ones, hu), in_scan, ones)
-        counted = _spread(_sum, component, length) >= least
+        counted = _spread(_sum, component, length) >= numbers.least
         part = _parts(component, z) if in_3d and peak == "slice" else component
-        weight = weights(_spread(_top, part, top), limits, floor_weight)
+        weight = weights(_spread(_top, part, top), numbers.limits, numbers.floor_weight)
         fields = [length * weight, length, *lesions.digits(hu_sum, 4)]
         kept = jnp.where(counted, region, n_regions)
         sums = jnp.zeros((n_regions, 6), jnp.int32).at[kept].add(jnp.stack(fields, 1), mode="drop")
-        whole = jnp.round(_spread(_sum, component, length * weight) * unit).astype(jnp.int32)
+        whole = jnp.round(_spread(_sum, component, length * weight) * numbers.unit).astype(jnp.int32)
         tally = jnp.stack([_first(component) * whole, _first(component)], 1)
         tally = jnp.zeros((n_regions, 2), jnp.int32).at[kept].add(tally, mode="drop")
         in_counted = _spread(_top, lesion, counted.astype(jnp.float32)) > 0
@@ -220,14 +260,16 @@ SCHEMES = {
 
 
 def category(agatston, *, scheme="default", round_first=False):
-    """Number of the risk category, 0 upwards, of a score or an array of scores; `SCHEMES[scheme].names` has the words.
+    """Number of the risk category, 0 upwards, of a score or an array of scores; `scheme` (name or record) has the words.
 
     Scores are not rounded: 0.7 is calcium and so not in "0"; 10.5 is above 10. round_first rounds as integer reports do.
     """
-    if scheme not in SCHEMES:
-        raise KeyError(f"no scheme {scheme!r}; there are {', '.join(sorted(SCHEMES))}")
-    limits = np.asarray(SCHEMES[scheme].limits, np.float64)
+    if not isinstance(scheme, Scheme):
+        if scheme not in SCHEMES:
+            raise KeyError(f"no scheme {scheme!r}; there are {', '.join(sorted(SCHEMES))}")
+        scheme = SCHEMES[scheme]
+    limits = np.asarray(scheme.limits, np.float64)
     values = np.asarray(agatston, np.float64)
     values = np.round(values) if round_first else values
-    found = np.searchsorted(limits, values, side="right" if SCHEMES[scheme].closed else "left")
+    found = np.searchsorted(limits, values, side="right" if scheme.closed else "left")
     return found if found.ndim else int(found)

@@ -3,34 +3,38 @@
 import jax
 import numpy as np
 
-from cacjax import lesions, rules, scan, scores
+from cacjax import rules, scan, scores
 from cacjax.scores import CLASSES
 
 SCHEME = "default"
 
 
-def make_rows(totals):
-    """Scores as rows, one dict per artery or region. Only coronary calcium as a whole has a risk category."""
+def make_rows(totals, category=None):
+    """Scores as rows, one dict per artery or region. Only coronary calcium as a whole has a risk category, a number."""
     rows = []
     for k, name in enumerate(totals.names):
         agatston, mass_mg = float(totals.agatston[k]), float(totals.mass_mg[k])
         row = {"artery": name, "agatston": agatston, "volume_mm3": float(totals.volume_mm3[k])}
         row |= {"mass_mg": None if np.isnan(mass_mg) else mass_mg, "n_lesions": int(totals.n_lesions[k])}
-        row["category"] = scores.SCHEMES[SCHEME].names[scores.category(agatston)] if name == "CAC" else None
+        row["category"] = scores.SCHEMES[SCHEME].names[category] if name == "CAC" else None
         rows.append(row)
     return rows
 
 
-def lesions_by_class(mask, hu, spacing_mm, affine):
-    """Every 26-connected lesion of every class, largest first within a class: a list of dicts, see `list_lesions`."""
+def lesions_by_class(found, affine):
+    """Every lesion of tables stacked by class, largest first within a class: a list of dicts, see `list_lesions`."""
     listed = []
-    for number in range(1, len(CLASSES)):
-        labels, n = lesions.label(mask == number)
-        if int(n):
-            found = list_lesions(lesions.full_table(labels, n, hu, mask, spacing_mm), affine)
-            found.sort(key=lambda lesion: -lesion["n_voxels"])
-            listed += [{"artery": CLASSES[number], **lesion} for lesion in found]
+    for number, name in enumerate(CLASSES[1:]):
+        entries = list_lesions(jax.tree.map(lambda field, k=number: field[k], found), affine)
+        listed += [{"artery": name, **lesion} for lesion in sorted(entries, key=lambda lesion: -lesion["n_voxels"])]
     return listed
+
+
+def removed(counts, reduction):
+    """What reduction of false positives took away, as a dict; empty where nothing is, or where it was not even classified."""
+    if reduction["mode"] == "none" or not reduction["all_detected"]:
+        return {}
+    return {name: int(count) for name, count in counts._asdict().items()}
 
 
 def list_lesions(found, affine):

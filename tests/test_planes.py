@@ -38,36 +38,67 @@ def test_every_voxel_equals_its_patch(case):
         assert prediction.p_cac[point] == pytest.approx(float(probability[1:4].sum()), abs=1e-5)
 
 
-def test_box_limits_the_work_and_changes_nothing_inside(case):
+@pytest.fixture
+def wanted(case):
+    """A few scattered voxels, some at the edges."""
+    mask = np.random.default_rng(1).random(case[2].shape) < 0.05
+    mask[0, 0, 0] = mask[-1, -1, -1] = mask[0, -1, 4] = True
+    return mask
+
+
+def check(found, whole, wanted):
+    np.testing.assert_allclose(found.p_cac, np.where(wanted, whole.p_cac, 0), atol=1e-6)
+    np.testing.assert_array_equal(found.label, np.where(wanted, whole.label, 0))
+
+
+def test_wanted_voxels_only_and_as_in_the_whole(case, wanted):
     model, params, hu, slab, whole = case
-    box = ((1, 2, 3), (5, 9, 8))
-    inside = tuple(slice(a, b) for a, b in zip(*box))
-    part = planes.predict(model, params, hu, box, slab=slab)
-    np.testing.assert_allclose(part.p_cac[inside], whole.p_cac[inside], atol=1e-6)
-    np.testing.assert_array_equal(part.label[inside], whole.label[inside])
-    outside = np.ones(hu.shape, bool)
-    outside[inside] = False
-    assert not part.label[outside].any() and not part.p_cac[outside].any()
+    check(planes.predict(model, params, hu, wanted, slab=slab), whole, wanted)
 
 
-def test_tiling_changes_nothing(case, monkeypatch):
+def test_part_of_a_larger_program(case, wanted):
     model, params, hu, slab, whole = case
-    monkeypatch.setattr(planes, "Z_BUCKET", 4)
-    monkeypatch.setattr(planes, "TILE_BYTES", 1)
-    tiled = planes.predict(model, params, hu, slab=slab)
-    np.testing.assert_allclose(tiled.p_cac, whole.p_cac, atol=1e-6)
-    np.testing.assert_array_equal(tiled.label, whole.label)
+    program = jax.jit(lambda params, hu, wanted: planes.predict(model, params, hu, wanted, slab=slab))
+    check(program(params, hu, wanted), whole, wanted)
+    check(program(params, hu, wanted & False), whole, wanted & False)
 
 
-def test_planes_at_once_change_nothing(case, monkeypatch):
+def test_chunks_and_sizes_change_nothing(case, wanted, monkeypatch):
+    """Feature vectors of 64 voxels at a time, rectangles of many sizes, blocks and looks of a few."""
+    model, params, hu, slab, whole = case
+    for name, value in {"FEATURE_BYTES": 64 * 4 * 2 * model.planes, "BLOCK": 16, "LEAST_SIDE": 2, "GROWTH": 1.02, "STEP": 5}.items():
+        monkeypatch.setattr(planes, name, value)
+    jax.clear_caches()
+    assert planes.sizes(hu.shape) == [(2, 2), (2, 8), (2, 11), (8, 8), (8, 11), (11, 11)]
+    check(planes.predict(model, params, hu, wanted, slab=slab), whole, wanted)
+    everything = wanted | True
+    check(planes.predict(model, params, hu, everything, slab=slab), whole, everything)
+    jax.clear_caches()
+
+
+def test_planes_at_once_change_nothing(case, wanted, monkeypatch):
     model, params, hu, slab, whole = case
     monkeypatch.setattr(planes, "PLANES_AT_ONCE", {})
     jax.clear_caches()
-    several = planes.predict(model, params, hu, slab=slab)
-    np.testing.assert_allclose(several.p_cac, whole.p_cac, atol=1e-6)
+    check(planes.predict(model, params, hu, wanted, slab=slab), whole, wanted)
+    jax.clear_caches()
 
 
-def test_empty_box_gives_background(case):
-    model, params, hu, slab, _ = case
-    nothing = planes.predict(model, params, hu, ((2, 2, 2), (2, 5, 5)), slab=slab)
-    assert not nothing.label.any() and nothing.label.shape == hu.shape
+def test_rectangles_hold_what_is_wanted():
+    """One rectangle per plane with wanted voxels, around all of them, rounded up by less than the whole plane."""
+    wanted = np.zeros((40, 150, 170), bool)
+    wanted[3, 20:30, 100:104] = wanted[3, 40, 90] = wanted[20, 140, 5] = True
+    work = planes._survey(MODELS["three orientations"][0], planes._pack(jnp.asarray(wanted)), wanted.shape)
+    sizes, bounds = planes.sizes(wanted.shape), np.asarray(work.bounds)
+    total = sum(wanted.any((1, 2))) + sum(wanted.any((0, 2))) + sum(wanted.any((0, 1)))
+    assert bounds[-1] == total
+    covered = np.zeros((3, *wanted.shape), bool)
+    for number in range(len(bounds) - 1):
+        size, kind = sizes[number // 6], number % 6
+        for i in range(bounds[number], bounds[number + 1]):
+            plane = np.moveaxis(covered[kind % 3], kind % 3, 0)[work.position[i]]
+            plane = plane.T if kind >= 3 else plane
+            row, column = (min(int(start), max(n - side, 0)) for start, n, side in zip((work.row[i], work.column[i]), plane.shape, size))
+            plane[row : row + size[0], column : column + size[1]] = True
+    assert all((cover & wanted).sum() == wanted.sum() for cover in covered)
+    assert covered[0].sum() < 0.3 * 2 * 150 * 170

@@ -6,6 +6,7 @@ import json
 import pathlib
 import types
 
+import jax.numpy as jnp
 import numpy as np
 import pydicom
 import pytest
@@ -70,13 +71,10 @@ def write_dicom(folder, hu, *, skip=(), storage=CTImageStorage, tilt_deg=0.0):
     return folder
 
 
-def marks_bright(hu, box=None):
-    """Stands in for a trained network: LAD where HU >= 200 inside the box, P(CAC) grows with HU."""
-    label = np.zeros(hu.shape, np.uint8)
-    (z0, y0, x0), (z1, y1, x1) = box or ((0, 0, 0), hu.shape)
-    inside = np.s_[z0:z1, y0:y1, x0:x1]
-    label[inside] = np.asarray(hu)[inside] >= 200
-    return Prediction(label, np.clip(np.asarray(hu) / 400, 0, 1).astype(np.float32) * (label > 0), hu)
+def marks_bright(hu, wanted):
+    """Stands in for a trained network: LAD where HU >= 200 among the wanted voxels, P(CAC) grows with HU."""
+    label = ((hu >= 200) & wanted).astype(jnp.uint8)
+    return Prediction(label, jnp.clip(hu / 400, 0, 1) * label, hu)
 
 
 @pytest.fixture
@@ -159,7 +157,7 @@ def test_scores_lesions_and_files(tmp_path, detector):
     assert first["artery"] == "LAD" and first["n_voxels"] == 16 and first["peak_hu"] == 250
     assert first["centre_mm"] == pytest.approx([21.5 * 0.5, 11.5 * 0.5, 6.0])
     assert {"cacjax", "jax", "device"} <= record["versions"].keys()
-    assert {"read", "detect", "score"} <= record["timings_s"].keys()
+    assert {"read", "detect_and_score"} <= record["timings_s"].keys()
     mask = sitk.ReadImage(str(out / "p_mask.nii.gz"))
     assert mask.GetSpacing() == pytest.approx(SPACING[::-1])
     assert np.array_equal(sitk.GetArrayFromImage(mask) > 0, calcified() == 250)
@@ -237,7 +235,7 @@ def test_an_unexpected_error_is_a_row_with_its_traceback(tmp_path, detector, mon
 
     path = write_nifti(tmp_path / "a.nii.gz", calcified())
     assert run(path, "--workdir", tmp_path, "--out", tmp_path) == 0
-    monkeypatch.setattr(flow, "detect", fails)
+    monkeypatch.setattr(flow, "detect_and_score", fails)
     assert run(path, "--workdir", tmp_path, "--out", tmp_path) == 1
     record = json.loads((tmp_path / "a.json").read_text())
     assert (record["reason"], record["message"]) == ("internal_error", "RuntimeError: no such luck")
@@ -287,12 +285,12 @@ def test_a_coarser_network_grid_comes_back_to_the_scan(tmp_path):
     path = write_nifti(tmp_path / "p.nii.gz", calcified())
     seen = {}
 
-    def predict(network_hu, box=None):
-        seen["shape"] = network_hu.shape
-        return marks_bright(network_hu, box)
+    def predict(network_hu, wanted):
+        seen["wanted"] = jnp.shape(wanted)
+        return marks_bright(network_hu, wanted)
 
     result = cacjax.score(path, detector=(types.SimpleNamespace(spacing_mm=(1.5, 1.0, 1.0)), predict))
-    assert seen["shape"] == (12, 20, 24)
+    assert seen["wanted"] == (32, 64, 64)  # 12 x 20 x 24, padded
     assert 0 < (result.detected > 0).sum() <= 20
     assert np.array_equal(result.mask > 0, calcified() == 250)
     assert result.rows[0].keys() <= set(report.COLUMNS)

@@ -236,7 +236,8 @@ def plain_score(mask, hu, spacing, rule):
 def test_more_runs_than_the_capacity_are_counted_too():
     regions, hu = np.ones(SHAPE, np.uint8), blocks((slice(None), slice(None), slice(0, 32, 2), 250))
     rule = rules.RULES["siemens"]
-    few = scores.count(regions, hu, HALF, rule, 1.0, n_regions=1, buckets=(64, 512))
+    numbers = scores.numbers(rule, HALF, 0.25)
+    few = scores.count(regions, hu, numbers, n_regions=1, connectivity=4, peak="slice", buckets=(64, 512))
     assert bool(few.overflow) and int(few.runs) == 4 * 40 * 16
     assert score(hu, HALF, "siemens")[0] == 4 * 40 * 16 * 0.25 * 2
 
