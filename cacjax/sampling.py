@@ -19,7 +19,7 @@ HEART_MARGIN = (2, 6, 6)  # voxels around the heart's bounding box: the epicardi
 MIN_SLICE_CALCIUM = 3  # a slice counts as calcified from this many labelled voxels (Zhai 2022, official code)
 
 SLICE_STRATA = ("bright_in_slice", "anywhere_in_slice", "calcium_in_slice")
-SCAN_STRATA = ("coronary", "calcium", "bright_in_heart", "bright", "heart_box", "anywhere")
+SCAN_STRATA = ("coronary", "calcium", "candidate_in_heart", "bright_in_heart", "bright", "heart_box", "anywhere")
 LABELLED_STRATA = ("coronary", "calcium", "calcium_in_slice")
 PLANES = ("axial", "coronal", "sagittal")
 
@@ -101,10 +101,11 @@ def index_scan(record: dict) -> IndexedScan:
     """List the voxels of every stratum of one record, once per scan in memory."""
     hu, label = np.asarray(record["hu"]), np.asarray(record["label"])
     box = heart_box(np.asarray(record["heart"]))
+    threshold = np.nan_to_num(record.get("threshold_hu", np.nan), nan=BRIGHT_HU)  # the scan's own; none known: the classical one
     bright, inside = hu >= BRIGHT_HU, np.zeros(hu.shape, bool)
-    window = tuple(slice(low, high) for low, high in box.T)
-    inside[window] = bright[window]
-    voxels = {"bright": bright, "bright_in_heart": inside, "calcium": label > 0, "coronary": (label > 0) & (label <= 3)}
+    inside[tuple(slice(low, high) for low, high in box.T)] = True
+    voxels = {"bright": bright, "bright_in_heart": bright & inside, "candidate_in_heart": (hu >= threshold) & inside}
+    voxels |= {"calcium": label > 0, "coronary": (label > 0) & (label <= 3)}
     voxels = {name: np.flatnonzero(mask).astype(np.int32) for name, mask in voxels.items()}
     edges = np.arange(hu.shape[0] + 1) * (hu.shape[1] * hu.shape[2])
     starts = {name: np.searchsorted(voxels[name], edges) for name in ("bright", "calcium")}

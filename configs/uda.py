@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.critic.updates = 20
     config.critic.batch = 16
     config.critic.window = 25
-    config.generator = ConfigDict({"rate": 5e-5})
+    config.generator = ConfigDict({"rate": 5e-5, "statistics": "shared"})  # or "domain": target activations get the source's moments
 
     config.data = source.data.copy_and_resolve_references()
     config.streams = ConfigDict()

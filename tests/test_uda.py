@@ -51,6 +51,18 @@ def test_critic_is_clipped_and_its_gap_is_reported(block):
     assert {"gap", "gap_fresh"} <= metrics.keys()
 
 
+def test_moments_are_measured_in_pretraining_and_rest_after():
+    config = shrink(uda_config.get_config(""))
+    config.generator.statistics = "domain"
+    task = train.build(config)
+    source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
+    state = task.init(jax.random.key(1), train.example_batch(config), source)
+    step = jax.jit(task.train_step)
+    first, _ = step(state, random_batch(config), jax.random.key(2))
+    second, _ = step(first, random_batch(config), jax.random.key(3))
+    assert moved(state.nets["affine"], first.nets["affine"]) and not moved(first.nets["affine"], second.nets["affine"])
+
+
 def test_statistics_by_domain_hide_a_shift_that_joint_ones_show():
     """Target features that are the source's plus a constant: the same to a critic that normalises each domain apart."""
     source = np.random.default_rng(0).normal(size=(8, 9, 9, 3)).astype(np.float32)

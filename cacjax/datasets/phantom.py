@@ -1,7 +1,8 @@
 """The phantom cohort: scans of digital thoraces with known calcium, made on the network's grid.
 
 Settings: seed, shape (voxels), spacing_mm, splits {name: {protocol, count}}; a protocol may be several with commas
-between, taken in turn. A split whose name starts with "target" is of the target domain, any other of the source.
+between, taken in turn. A split whose name starts with "target" is of the target domain, any other of the source. With the key
+`calcified` (a share) every so many patients of a split are drawn again until they have calcium: half of a screening cohort has none.
 """
 
 import functools
@@ -13,7 +14,9 @@ import tensorflow_datasets as tfds
 
 import cacjax.phantom
 from cacjax.datasets import records
+from cacjax.phantom import acquisition, anatomy
 
+CALCIFIED_MM3 = 10.0
 PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
 
 
@@ -42,10 +45,13 @@ def settings(data) -> dict:
     """Return what shapes the cohort's records, as plain JSON values; ValueError for what cannot be made."""
     splits = {name: {"protocol": part["protocol"], "count": int(part["count"])} for name, part in data["splits"].items()}
     for name, part in splits.items():
+        if share := float(data["splits"][name].get("calcified", 0.0)):
+            part["calcified"] = share
         unknown = set(part["protocol"].split(",")) - set(PROTOCOLS)
-        if unknown or part["count"] < 1:
+        if unknown or part["count"] < 1 or not 0 <= share <= 1:
             raise ValueError(
-                f"data.splits.{name}: expected protocols among {', '.join(PROTOCOLS)} and a positive count, got {part}"
+                f"data.splits.{name}: expected protocols among {', '.join(PROTOCOLS)}, a positive count and a share of calcified "
+                f"patients from 0 to 1, got {part}"
             )
     if not splits:
         raise ValueError("data.splits is empty, expected {name: {protocol, count}}")
@@ -74,11 +80,24 @@ def patient_seed(seed: int, split: str, number: int) -> int:
     return seed + 100_000 * (zlib.crc32(split.encode()) % 10_000) + number
 
 
+def calcified_seed(seed: int, protocol: str) -> int:
+    """Return the first of the seeds `seed`, `seed` + 5000, ... whose patient has at least CALCIFIED_MM3 of coronary calcium."""
+    for candidate in range(seed, seed + 100_000, 5_000):
+        calcium = anatomy.sample_patient(candidate, acquisition.COHORT_OF[protocol]).calcium
+        if calcium["dV"][calcium["cls"] <= 3].sum() >= CALCIFIED_MM3:
+            return candidate
+    return seed
+
+
 def make(number: int, *, settings: dict, split: str) -> dict:
     """Return the record of scan `number` of a split; follows from the arguments alone."""
-    protocols = settings["splits"][split]["protocol"].split(",")
+    part = settings["splits"][split]
+    protocols = part["protocol"].split(",")
     protocol = protocols[number % len(protocols)]
     seed = patient_seed(settings["seed"], split, number)
+    share = part.get("calcified", 0.0)
+    if int((number + 1) * share) > int(number * share):  # evenly spread over the split
+        seed = calcified_seed(seed, protocol)
     grid = {"shape": tuple(settings["shape"]), "spacing_mm": tuple(settings["spacing_mm"])}
     scan = cacjax.phantom.make_scan(protocol, seed, **grid)
     return records.make_record(

@@ -1,7 +1,8 @@
 """Unsupervised domain adaptation (Zhai 2022): a Wasserstein critic draws contrast-enhanced features onto non-contrast ones.
 
 One train step is one block: all critic updates in one compiled scan over features computed once (the generator rests meanwhile),
-then one generator update. During the first `pretrain_blocks` the generator stays as it is.
+then one generator update. During the first `pretrain_blocks` the generator stays as it is. With generator statistics by domain
+(ours, see cacjax.models.moments) these blocks also measure the affine that matches the target's moments; then it rests.
 """
 
 import jax
@@ -9,10 +10,13 @@ import jax.numpy as jnp
 from jax import lax
 
 from cacjax import losses
+from cacjax.models import moments
 from cacjax.models.critic import Critic
 from cacjax.planes import normalise, predict
 from cacjax.task import Net, State, Task, clip, rmsprop, start, update
 from cacjax.tasks.lessmann import classification, network
+
+DOMAINS = ("source", "target")
 
 
 def make(config) -> Task:
@@ -20,6 +24,7 @@ def make(config) -> Task:
     model = network(config)
     critic = Critic(tuple(config.critic.channels))
     joint = config.critic.statistics == "joint"
+    matched = config.generator.statistics == "domain"
     critic_optimiser = rmsprop(config.critic.rate, weight_decay=config.weight_decay)
     generator_optimiser = rmsprop(config.generator.rate, weight_decay=config.weight_decay)
 
@@ -29,6 +34,8 @@ def make(config) -> Task:
         channels = config.model.planes * config.model.width
         params = jax.jit(critic.init)(key, jnp.zeros((2, window, window, channels)))
         nets = {"generator": start(generator, generator_optimiser), "critic": start(params, critic_optimiser)}
+        if matched:
+            nets["affine"] = Net(moments.identity(generator), {}, ())
         return State(jnp.zeros((), jnp.int32), nets | {"heads": Net(heads, {}, ())})
 
     def features(generator, heads, hu):
@@ -58,9 +65,9 @@ def make(config) -> Task:
 
         return lax.scan(one, net, tuple(picks))
 
-    def generator_update(net, critic_params, heads, batch, source_windows):
+    def generator_update(net, critic_params, heads, batch, source_windows, affine):
         def objective(generator):
-            target = features(generator, heads, batch["target"]["hu"])
+            target = features(for_target(generator, affine), heads, batch["target"]["hu"])
             labelled = features(generator, heads, batch["source"]["hu"])
             adversarial = -adversarial_value(critic_params, source_windows, cut_windows(target, config))
             classes = classification(model, join(generator, heads), labelled, batch["source"], config.supervision)
@@ -83,20 +90,38 @@ def make(config) -> Task:
         middle = [r[:, r.shape[1] // 2, r.shape[2] // 2] for r in rows]
         return losses.maximum_mean_discrepancy(*middle)
 
+    def for_target(generator, affine):
+        return generator if affine is None else moments.fold(generator, affine)
+
+    def measured(affine, generator, batch, step):
+        """The running mean, over the blocks of pre-training, of the affine that matches the pools' moments."""
+
+        def measure(affine):
+            source, target = (normalise(batch[f"pool_{d}"]["hu"]).reshape(-1, *batch[f"pool_{d}"]["hu"].shape[2:]) for d in DOMAINS)
+            new = moments.match(generator, model.dilations, source, target)
+            return jax.tree.map(lambda mean, value: mean + (value - mean) / (step + 1), affine, new)
+
+        return lax.cond(step < config.pretrain_blocks, measure, lambda affine: affine, affine)
+
     def train_step(state, batch, key):
-        generator, heads, net = (state.nets[name] for name in ("generator", "heads", "critic"))
-        pools = [pool_of(generator.params, heads.params, batch[f"pool_{domain}"]) for domain in ("source", "target")]
-        source, target = (cut_windows(pool, config) for pool in pools)
-        net, gaps = critic_updates(net, source, target, key)
+        nets = dict(state.nets)
+        generator, heads = nets["generator"], nets["heads"].params
+        affine = None
+        if matched:
+            affine = measured(nets["affine"].params, generator.params, batch, state.step)
+            nets["affine"] = nets["affine"]._replace(params=affine)
+        eyes = {"source": generator.params, "target": for_target(generator.params, affine)}
+        source, target = (cut_windows(pool_of(eyes[d], heads, batch[f"pool_{d}"]), config) for d in DOMAINS)
+        nets["critic"], gaps = critic_updates(nets["critic"], source, target, key)
         # Always computed and taken only after pre-training: inside a conditional XLA:CPU needs 8 times as long.
-        moved, metrics = generator_update(generator, net.params, heads.params, batch, source)
-        generator = jax.tree.map(lambda new, old: jnp.where(state.step >= config.pretrain_blocks, new, old), moved, generator)
-        nets = {"generator": generator, "heads": heads, "critic": net}
+        moved, metrics = generator_update(generator, nets["critic"].params, heads, batch, source, affine)
+        nets["generator"] = jax.tree.map(lambda new, old: jnp.where(state.step >= config.pretrain_blocks, new, old), moved, generator)
         return State(state.step + 1, nets), metrics | {"gap_fresh": gaps[0], "gap": gaps[-1]}
 
     def predict_scan(state, hu, box=None):
-        params = join(state.nets["generator"].params, state.nets["heads"].params)
-        return predict(model, params, hu, box, slab=config.model.slab)
+        params = {name: net.params for name, net in state.nets.items()}
+        generator = for_target(params["generator"], params.get("affine"))
+        return predict(model, join(generator, params["heads"]), hu, box, slab=config.model.slab)
 
     return Task(init, train_step, predict_scan)
 
