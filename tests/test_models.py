@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax.models import conv
+from cacjax.models import conv, winograd
 from cacjax.models.critic import Critic
 from cacjax.models.dilated import PUBLISHED_DILATIONS, Dilated, centre, margin
 
@@ -90,3 +90,26 @@ def test_arranged_gradients_are_those_of_the_convolution(dilation):
     ours, plain = (jax.vjp(lambda x, k, f=f: f(x, k, dilation), x, kernel)[1](slope) for f in (conv.arranged, conv.convolution))
     for a, b in zip(ours, plain):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape, dilation", [((2, 9, 8), 1), ((1, 14, 13), 2), ((1, 10, 9), 1), ((2, 28, 20), 3)])
+def test_winograd_equals_the_convolution(shape, dilation):
+    rng = np.random.default_rng(1)
+    x, kernel = rng.normal(size=(*shape, 5)).astype(np.float32), rng.normal(size=(3, 3, 5, 4)).astype(np.float32)
+    plain, pull = jax.vjp(lambda k: conv.convolution(x, k, dilation), kernel)
+    slope = rng.normal(size=plain.shape).astype(np.float32)
+    np.testing.assert_allclose(winograd.convolve(x, kernel, dilation), plain, atol=1e-5 * np.abs(plain).max())
+    gradient = pull(slope)[0]
+    np.testing.assert_allclose(winograd.kernel_gradient(x, slope, dilation), gradient, atol=1e-5 * np.abs(gradient).max())
+
+
+def test_wide_layers_go_by_sums_of_rows_in_parts(monkeypatch):
+    """What the CPU form does with many samples and channels: the same numbers, forward and backward."""
+    monkeypatch.setattr(conv, "CACHED", 2 * 14 * 14 * 64)
+    rng = np.random.default_rng(2)
+    x, kernel = rng.normal(size=(4, 14, 14, 64)).astype(np.float32), rng.normal(size=(3, 3, 64, 64)).astype(np.float32)
+    assert conv.suits_winograd(x.shape, kernel.shape, 1, least=64)
+    plain, pull = jax.vjp(conv.convolution, x, kernel)
+    ours, pull_ours = jax.vjp(conv.arranged, x, kernel)
+    for a, b in zip((ours, *pull_ours(plain)), (plain, *pull(plain))):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())

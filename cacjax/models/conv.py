@@ -2,7 +2,8 @@
 
 On CPU the gradients are written out as convolutions in the one arrangement of axes that XLA:CPU's library path takes. XLA rearranges
 others only at a program's top level: in a loop or a conditional a plain gradient falls back to scalar code (one critic update at
-published widths: 40 s in a scan, 1.0 s with the gradients below, the same as outside).
+published widths: 40 s in a scan, 1.0 s with the gradients below, the same as outside). Wide 3x3 layers go by sums of rows (see
+winograd.py), a few samples at a time. Elsewhere XLA's convolution and its own gradients are taken.
 """
 
 import functools
@@ -12,6 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from cacjax.models import winograd
+
+WINOGRAD, WINOGRAD_GRADIENT = 32, 64  # channels from which sums of rows pay on CPU: for outputs, for the kernel's gradient
+CACHED = 2**19  # numbers of an input that are worked on at once, so that all that is made of them stays in the cache
 
 
 def uniform(bound: float):
@@ -50,20 +56,40 @@ def convolution(x, kernel, dilation: int = 1, *, stride: int = 1, padding: int =
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def arranged(x, kernel, dilation: int = 1):
-    """The same with gradients whose axes are arranged for XLA:CPU."""
-    return convolution(x, kernel, dilation)
+    """The same in the form that is fastest on CPU, with gradients to match."""
+    return _fastest(x, kernel, dilation)
 
 
 def _forward(x, kernel, dilation):
-    return convolution(x, kernel, dilation), (x, kernel)
+    return _fastest(x, kernel, dilation), (x, kernel)
 
 
 def _backward(dilation, residuals, slope):
     x, kernel = residuals
+    reach = dilation * (len(kernel) - 1)
     flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-    to_x = convolution(slope, flipped, dilation, padding=dilation * (len(kernel) - 1))
+    to_x = _fastest(jnp.pad(slope, ((0, 0), (reach, reach), (reach, reach), (0, 0))), flipped, dilation)
+    if suits_winograd(x.shape, kernel.shape, dilation, least=WINOGRAD_GRADIENT):
+        return to_x, winograd.kernel_gradient(x, slope, dilation)
     to_kernel = convolution(x.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3), stride=dilation)
     return to_x, to_kernel.transpose(1, 2, 0, 3)
 
 
 arranged.defvjp(_forward, _backward)
+
+
+def _fastest(x, kernel, dilation):
+    if not suits_winograd(x.shape, kernel.shape, dilation, least=WINOGRAD):
+        return convolution(x, kernel, dilation)
+    at_once = max(1, CACHED // x[0].size)
+    if len(x) <= at_once or len(x) % at_once:
+        return winograd.convolve(x, kernel, dilation)
+    parts = lax.map(lambda part: winograd.convolve(part, kernel, dilation), x.reshape(-1, at_once, *x.shape[1:]))
+    return parts.reshape(len(x), *parts.shape[2:])
+
+
+def suits_winograd(shape, kernel, dilation: int, *, least: int) -> bool:
+    """Whether sums of rows pay on CPU: 3x3, at least `least` channels on both sides, at most a tenth of the rows padding."""
+    rows = shape[1] - 2 * dilation
+    padded = -(-rows // (4 * dilation)) * 4 * dilation
+    return kernel[0] == 3 and min(kernel[2:]) >= least and padded <= 1.1 * rows
