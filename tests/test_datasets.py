@@ -14,6 +14,7 @@ import pytest
 import cacjax.phantom
 from cacjax import data, datasets, manifest, scan, spatial
 from cacjax.datasets import folder, phantom, records
+from cacjax.phantom.anatomy import sample_patient
 from cacjax.sampling import StreamSpec
 
 SHAPE, SPACING = (5, 9, 12), (1.5, 0.7, 0.66)
@@ -105,6 +106,16 @@ def test_an_interrupted_preparation_is_done_again(config, monkeypatch, tmp_path,
     assert sorted(path.name for path in left.iterdir()) == ["1.0.0", "lock"]
 
 
+def test_a_share_of_patients_is_drawn_until_they_have_calcium():
+    def calcium_mm3(seed):
+        samples = sample_patient(seed, "cardiac").calcium
+        return samples["dV"][samples["cls"] <= 3].sum()
+
+    seeds = [phantom.calcified_seed(phantom.patient_seed(1000, "source_train", n), "cardiac") for n in range(4)]
+    assert min(calcium_mm3(seed) for seed in seeds) >= phantom.CALCIFIED_MM3
+    assert [phantom.drawn_again(n, 0.75) for n in range(8)] == [False, True, True, True] * 2
+
+
 def test_splits_have_patients_of_their_own():
     names = [f"{domain}_{part}" for domain in records.DOMAINS for part in ("train", "val", "test")]
     seeds = {phantom.patient_seed(1000, name, i) for name in names for i in range(1000)}
@@ -118,6 +129,7 @@ def test_splits_have_patients_of_their_own():
         ({"splits": {}}, "data.splits is empty"),
         ({"splits": {"source_train": {"protocol": "ct", "count": 1}}}, "expected protocols among chest"),
         ({"splits": {"source_train": {"protocol": "ccta", "count": 0}}}, "a positive count"),
+        ({"splits": {"source_train": {"protocol": "ccta", "count": 1, "calcified": 2}}}, "a share of calcified patients"),
     ],
 )
 def test_unusable_settings_are_named(config, change, message):

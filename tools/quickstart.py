@@ -8,24 +8,37 @@ comparison.png: the calcium found in target slices before and after adaptation.
 """
 
 import argparse
+import os
 import pathlib
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 VARIANTS = {"plain": "uda.py:tiny", "tone": "uda.py:tiny,tone"}
 GRID = ["--shape", "80", "208", "208", "--spacing", "1.5", "0.66", "0.66"]
 TEST_SEED = 900_000  # far from the patients of the training cohort
 
 
-def run(title: str, *command: str) -> None:
-    """Run `python -m ...`, showing it first and its time after."""
-    print(f"\n=== {title}\n$ python -m {' '.join(command)}", flush=True)
+def run(title: str, *commands: list[str], log: pathlib.Path | None = None) -> None:
+    """Run each `python -m ...`, showing it first and the time after; several side by side on CPU, all but the first into `log`."""
+    print(f"\n=== {title}", *(f"$ python -m {' '.join(command)}" for command in commands), sep="\n", flush=True)
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, "-m", *command])
+    if len(commands) > 1 and os.environ.get("JAX_PLATFORMS") == "cpu":
+        print(f"(side by side; {log} shows what the others say)", flush=True)
+        with log.open("a") as file, ThreadPoolExecutor(2) as pool:
+            outputs = [None] + [file] * (len(commands) - 1)
+            codes = list(pool.map(call, commands, outputs))
+    else:
+        codes = [call(command, None) for command in commands]
     print(f"=== {title}: {time.perf_counter() - began:.0f} s", flush=True)
-    if done.returncode:
-        sys.exit(done.returncode)
+    if any(codes):
+        sys.exit(max(codes))
+
+
+def call(command: list[str], output) -> int:
+    """Exit code of `python -m command`; what it prints goes to `output`, None: the terminal."""
+    return subprocess.run([sys.executable, "-m", *command], stdout=output, stderr=output).returncode
 
 
 def main() -> None:
@@ -37,21 +50,25 @@ def main() -> None:
     options = parser.parse_args()
     out, began = pathlib.Path(options.out), time.perf_counter()
     runs, test = out / f"seed{options.seed}", out / "test"
-    arms = {}
-    for variant, config in VARIANTS.items():
-        workdir = runs / variant
-        seed = [f"--config.seed={options.seed}"]
-        run(f"train and adapt ({variant})", "cacjax.train", "--config", config, "--workdir", str(workdir), *seed)
-        arms[f"source_{variant}"], arms[f"adapted_{variant}"] = workdir / "source", workdir
+    runs.mkdir(parents=True, exist_ok=True)
+    log = runs / "side_by_side.log"
+    seed = f"--config.seed={options.seed}"
+    train = [["cacjax.train", "--config", config, "--workdir", str(runs / variant), seed] for variant, config in VARIANTS.items()]
+    run("train and adapt, without and with tone curves", *train, log=log)
     if not (test / "manifest.csv").exists():
         size = ["--n", str(options.scans), "--seed", str(TEST_SEED), "--workers", "2", *GRID]
-        run("make held-out CCTA", "cacjax.phantom", "--out", str(test), "--protocol", "ccta", *size)
-    for arm, workdir in arms.items():
-        target = ["--workdir", str(workdir), "--out", str(runs / "scores" / arm)]
-        run(f"score ({arm})", "cacjax.score", str(test), *target, "--save-probability", "--resume")
-    predictions = [f"{arm}={runs / 'scores' / arm}" for arm in arms]
+        run("make held-out CCTA", ["cacjax.phantom", "--out", str(test), "--protocol", "ccta", *size])
+    arms = {}
+    for variant in VARIANTS:
+        arms |= {f"source_{variant}": runs / variant / "source", f"adapted_{variant}": runs / variant}
+    out_of = {arm: runs / "scores" / arm for arm in arms}
+    score = [
+        ["cacjax.score", str(test), "--workdir", str(arms[arm]), "--out", str(out_of[arm]), "--save-probability", "--resume"]
+        for arm in arms
+    ]
+    run("score before and after adaptation", *score, log=log)
     evaluation = ["--reference", str(test), "--out", str(runs / "evaluation")]
-    run("evaluate", "cacjax.evaluate", "--predictions", *predictions, *evaluation)
+    run("evaluate", ["cacjax.evaluate", "--predictions", *(f"{arm}={path}" for arm, path in out_of.items()), *evaluation])
     print(f"\ndone in {(time.perf_counter() - began) / 60:.1f} minutes; look at {runs / 'evaluation' / 'comparison.png'}")
 
 

@@ -80,6 +80,11 @@ def patient_seed(seed: int, split: str, number: int) -> int:
     return seed + 100_000 * (zlib.crc32(split.encode()) % 10_000) + number
 
 
+def drawn_again(number: int, share: float) -> bool:
+    """Whether patient `number` is among the `share` that shall have calcium, evenly spread over a split."""
+    return int((number + 1) * share) > int(number * share)
+
+
 def calcified_seed(seed: int, protocol: str) -> int:
     """Return the first of the seeds `seed`, `seed` + 5000, ... whose patient has at least CALCIFIED_MM3 of coronary calcium."""
     for candidate in range(seed, seed + 100_000, 5_000):
@@ -95,8 +100,7 @@ def make(number: int, *, settings: dict, split: str) -> dict:
     protocols = part["protocol"].split(",")
     protocol = protocols[number % len(protocols)]
     seed = patient_seed(settings["seed"], split, number)
-    share = part.get("calcified", 0.0)
-    if int((number + 1) * share) > int(number * share):  # evenly spread over the split
+    if drawn_again(number, part.get("calcified", 0.0)):
         seed = calcified_seed(seed, protocol)
     grid = {"shape": tuple(settings["shape"]), "spacing_mm": tuple(settings["spacing_mm"])}
     scan = cacjax.phantom.make_scan(protocol, seed, **grid)
