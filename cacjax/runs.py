@@ -5,7 +5,10 @@ smallest node of a component holds its first voxel and dense labels come out in 
 Everything after packing costs what the runs cost. Their number is known only on the device, so each program carries one branch
 per capacity (`BUCKETS`, and one that holds any mask of the shape) and `lax.switch` takes the smallest that fits: nothing is lost
 and nothing returns to the host. Work on more than `CHUNK` runs goes chunk by chunk, so that a branch for many runs, whose memory
-is set aside even where it is not taken, stays near 100 bytes a run. Counts are int32: at most 2^31 - 1 voxels.
+is set aside even where it is not taken, stays near 100 bytes a run, and only chunks with runs in them are worked on.
+Small branches never touch the whole mask again; in large ones a prefix of all words answers faster. What is a chain of
+dependent steps (joining, running maxima) is one scalar loop on a CPU and parallel rounds elsewhere (`lax.platform_dependent`).
+Counts are int32: at most 2^31 - 1 voxels.
 """
 
 import functools
@@ -16,19 +19,24 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cacjax import union
+from cacjax.words import WORD, bisect, pack, popcount, running_max, running_sum, select, unpack, up_to
+
 BUCKETS = (1 << 12, 1 << 16, 1 << 20, 1 << 22)
 CONNECTIVITY = (4, 8, 6, 18, 26)
-CHUNK = 1 << 20
-WORD = 32
-_BLOCK = 256
+CHUNK = 1 << 18
+_SPARSE = 64  # a branch is small where it has this many words of the mask a run, and rows are no longer than this
 
 
 class Mask(NamedTuple):
-    """A packed mask: `words` and `starts` (first bits of runs) uint32 [z*y, words], runs `before` each word, their number `n`."""
+    """A packed mask: `words` uint32 [z*y, words], runs before each row (`heads`, [z*y]), their number `n`.
+
+    starts: first bits of runs where they are not simply those of the ones in each word (see `find`), else None.
+    """
 
     words: jax.Array
-    starts: jax.Array
-    before: jax.Array
+    starts: jax.Array | None
+    heads: jax.Array
     n: jax.Array
 
 
@@ -39,32 +47,6 @@ class Runs(NamedTuple):
     start: jax.Array
     stop: jax.Array
     valid: jax.Array
-
-
-def pack(mask):
-    """Bool [..., x] to uint32 [..., ceil(x / 32)]; bit i of word j is voxel 32 j + i, padding is 0."""
-    pad = -mask.shape[-1] % WORD
-    if pad:
-        mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, pad)])
-    bits = mask.reshape(*mask.shape[:-1], -1, WORD).astype(jnp.uint32)
-    return (bits << jnp.arange(WORD, dtype=jnp.uint32)).sum(-1, dtype=jnp.uint32)
-
-
-def unpack(words, width):
-    """uint32 [..., words] to bool [..., width]."""
-    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1
-    return bits.reshape(*words.shape[:-1], -1)[..., :width] == 1
-
-
-def by_words(volume):
-    """A volume [z, y, x] as [words, 32]: the voxels of each word of its packed mask (padding 0)."""
-    pad = -volume.shape[-1] % WORD
-    return jnp.pad(volume, ((0, 0), (0, 0), (0, pad))).reshape(-1, WORD)
-
-
-def popcount(words):
-    """Number of ones in each word, int32."""
-    return lax.population_count(words).astype(jnp.int32)
 
 
 def find(mask, breaks=None):
@@ -78,30 +60,21 @@ def find(mask, breaks=None):
 def index(words, breaks=None):
     """`find` on packed words [rows, words] and breaks of the same shape."""
     words = lax.optimization_barrier(words)
-    starts = words & ~(words << 1)
-    if breaks is not None:
-        starts = starts | (words & breaks)
-    counts = popcount(starts)
-    within = _dot_counts(counts, np.triu(np.ones((counts.shape[1],) * 2, np.float32), 1))
-    total = counts.sum(1, dtype=jnp.int32)
-    ends = running_sum(total)
-    return Mask(words, starts, *lax.optimization_barrier((within + (ends - total)[:, None], ends[-1])))
+    starts = None if breaks is None else lax.optimization_barrier(_first_bits(words) | (words & breaks))
+    totals = popcount(_first_bits(words) if starts is None else starts).sum(1, dtype=jnp.int32)
+    ends = running_sum(totals, most=words.shape[1] * WORD)
+    return Mask(words, starts, *lax.optimization_barrier((ends - totals, ends[-1])))
 
 
-def running_sum(counts):
-    """Inclusive sum of small counts [n], int32. Blocks go through a triangular matrix: a cumsum is slow on CPU."""
-    n = counts.shape[0]
-    if n < 4 * _BLOCK:
-        return jnp.cumsum(counts, dtype=jnp.int32)
-    blocks = jnp.pad(counts, (0, -n % _BLOCK)).reshape(-1, _BLOCK)
-    sums = _dot_counts(blocks, np.triu(np.ones((_BLOCK, _BLOCK), np.float32)))
-    carry = jnp.cumsum(sums[:, -1], dtype=jnp.int32) - sums[:, -1]
-    return (sums + carry[:, None]).ravel()[:n]
+def _first_bits(words):
+    return words & ~(words << 1)
 
 
-def _dot_counts(counts, matrix):
-    # Exact: every partial sum is an integer below 2^24.
-    return jnp.dot(counts.astype(jnp.float32), matrix, precision=lax.Precision.HIGHEST).astype(jnp.int32)
+def _starts(mask, word=None):
+    """First bits of runs: of all words, or of those at flat indices."""
+    every = mask.words if mask.starts is None else mask.starts
+    some = every if word is None else every.ravel()[word]
+    return _first_bits(some) if mask.starts is None else some
 
 
 def capacities(shape, buckets=BUCKETS):
@@ -127,57 +100,89 @@ def in_bucket(work, mask, sizes=None):
     return lax.switch(index, [*branches, lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), nothing)])
 
 
-def in_chunks(work, *arrays):
-    """`work(*arrays)` on arrays [capacity, ..], a chunk at a time; a tree of arrays [capacity, ..]."""
-    if arrays[0].shape[0] <= CHUNK:
+def in_chunks(work, *arrays, n=None):
+    """`work(*arrays)` on arrays [capacity, ..], a chunk at a time; a tree of arrays [capacity, ..].
+
+    n: how many slots are in use (default all); chunks beyond are not worked on and come out as zeros.
+    """
+    capacity = arrays[0].shape[0]
+    if capacity <= CHUNK:
         return work(*arrays)
-    split = tuple(a.reshape(-1, CHUNK, *a.shape[1:]) for a in arrays)
-    joined = lax.map(lambda parts: work(*parts), split)
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:]), joined)
+    kinds = jax.eval_shape(work, *(jax.ShapeDtypeStruct((CHUNK, *a.shape[1:]), a.dtype) for a in arrays))
+    empty = jax.tree.map(lambda a: jnp.zeros((capacity, *a.shape[1:]), a.dtype), kinds)
+
+    def step(results, start, *parts):
+        return jax.tree.map(lambda all, part: lax.dynamic_update_slice_in_dim(all, part, start, 0), results, work(*parts))
+
+    return _over_chunks(step, empty, arrays, n)
 
 
-def fold_chunks(step, carry, *arrays):
-    """`carry = step(carry, *arrays)` over arrays [capacity, ..], a chunk at a time."""
+def fold_chunks(step, carry, *arrays, n=None):
+    """`carry = step(carry, *arrays)` over arrays [capacity, ..], a chunk at a time; chunks beyond slot n are left out."""
     if arrays[0].shape[0] <= CHUNK:
         return step(carry, *arrays)
-    split = tuple(a.reshape(-1, CHUNK, *a.shape[1:]) for a in arrays)
-    return lax.scan(lambda state, parts: (step(state, *parts), None), carry, split)[0]
+    return _over_chunks(lambda state, start, *parts: step(state, *parts), carry, arrays, n)
+
+
+def _over_chunks(step, state, arrays, n):
+    chunks = arrays[0].shape[0] // CHUNK
+
+    def body(i, state):
+        return step(state, i * CHUNK, *(lax.dynamic_slice_in_dim(a, i * CHUNK, CHUNK) for a in arrays))
+
+    return lax.fori_loop(0, chunks if n is None else jnp.minimum((n + CHUNK - 1) // CHUNK, chunks), body, state)
+
+
+def _is_small(mask, capacity):
+    return capacity * _SPARSE <= mask.words.size and mask.words.shape[1] <= _SPARSE
+
+
+def _before(mask):
+    """Runs before each word, int32 [words]: one pass over the mask, for large branches."""
+    counts = popcount(_starts(mask).ravel())
+    return lax.optimization_barrier(running_sum(counts, most=WORD) - counts)
 
 
 def _compact(mask, capacity):
-    """The first `capacity` runs: row from a scatter of row numbers, word by bisection in the row, bits by popcounts in the word."""
-    rows = mask.words.shape[0]
-    heads = mask.before[:, 0]
-    filled = jnp.append(heads[1:], mask.n) > heads
-    marks = jnp.zeros((capacity,), jnp.int32)
-    marks = marks.at[jnp.where(filled, heads, capacity)].max(jnp.arange(rows, dtype=jnp.int32), mode="drop")
-    found = in_chunks(functools.partial(_locate, mask), jnp.arange(capacity, dtype=jnp.int32), lax.cummax(marks))
+    """The first `capacity` runs: row from the heads, word within the row, bits by popcounts in the word."""
+    node = jnp.arange(capacity, dtype=jnp.int32)
+    if _is_small(mask, capacity):
+        found = _locate(mask, node, *_words_of_few(mask, node))
+    else:
+        before = _before(mask)
+        filled = jnp.append(mask.heads[1:], mask.n) > mask.heads
+        marks = jnp.zeros((capacity,), jnp.int32).at[jnp.where(filled, mask.heads, capacity)]
+        row = running_max(marks.max(jnp.arange(mask.heads.size, dtype=jnp.int32), mode="drop"))
+        found = in_chunks(lambda *part: _locate(mask, part[0], *_words_of_many(mask, before, *part)), node, row, n=mask.n)
     return Runs(*lax.optimization_barrier(found))
 
 
-def _locate(mask, node, row):
-    valid, width = node < mask.n, mask.words.shape[1]
-    before = mask.before.ravel()
-    word = row * width
-    for step in (1 << np.arange((width - 1).bit_length()))[::-1].tolist():
-        ahead = jnp.minimum(word + step, row * width + width - 1)
-        word = jnp.where(before[ahead] <= node, ahead, word)
-    rank = jnp.where(valid, node - before[word], 0)
-    starts = mask.starts.ravel()[word]
-    ones = mask.words.ravel()[word]
-    stops = ones & ~((ones & ~starts) >> 1)
-    return jnp.where(valid, word, 0), _select(starts, rank), _select(stops, rank), valid
+def _words_of_few(mask, node):
+    """Word of each run and its rank in it: a bisection on the heads, then all words of its row."""
+    width = mask.words.shape[1]
+    row = bisect(node, mask.heads.size, lambda at: mask.heads[at] <= node)
+    counts = popcount(_starts(mask, row[:, None] * width + jnp.arange(width)))
+    ends = jnp.cumsum(counts, 1)
+    rank = node - mask.heads[row]
+    word = jnp.minimum((ends <= rank[:, None]).sum(1, dtype=jnp.int32), width - 1)
+    earlier = jnp.where(jnp.arange(width) < word[:, None], counts, 0).sum(1, dtype=jnp.int32)
+    return row * width + word, rank - earlier
 
 
-def _select(words, rank):
-    """Position of set bit number `rank` (from 0) of each word, by bisection on popcounts."""
-    position = jnp.zeros_like(rank)
-    for step in (16, 8, 4, 2, 1):
-        below = popcount((words >> position.astype(jnp.uint32)) & jnp.uint32((1 << step) - 1))
-        beyond = rank >= below
-        rank = jnp.where(beyond, rank - below, rank)
-        position = jnp.where(beyond, position + step, position)
-    return position
+def _words_of_many(mask, before, node, row):
+    """Word of each run and its rank in it: a bisection on the prefix of the words of its row."""
+    width = mask.words.shape[1]
+    word = row * width + bisect(node, width, lambda at: before[row * width + at] <= node)
+    return word, node - before[word]
+
+
+def _locate(mask, node, word, rank):
+    valid = node < mask.n
+    word, rank = jnp.where(valid, word, 0), jnp.where(valid, rank, 0)
+    starts, ones = _starts(mask, word), mask.words.ravel()[word]
+    start = select(starts, rank)
+    stops = (ones & ~((ones & ~starts) >> 1)) >> start.astype(jnp.uint32)
+    return word, start, start + popcount((stops & (~stops + 1)) - 1) * valid, valid
 
 
 def place(runs, shape):
@@ -189,8 +194,7 @@ def place(runs, shape):
 
 def bits(runs):
     """The ones of each run inside its word, uint32; 0 where the slot is not in use."""
-    upto = (jnp.uint32(2) << runs.stop.astype(jnp.uint32)) - 1
-    ones = upto & ~((jnp.uint32(1) << runs.start.astype(jnp.uint32)) - 1)
+    ones = up_to(runs.stop) & ~((jnp.uint32(1) << runs.start.astype(jnp.uint32)) - 1)
     return jnp.where(runs.valid, ones, jnp.uint32(0))
 
 
@@ -198,22 +202,35 @@ def components(runs, mask, shape, *, connectivity):
     """Dense component numbers from 1 in raster order, int32 [capacity] (0 where not in use), and how many there are."""
     if connectivity not in CONNECTIVITY:
         raise ValueError(f"connectivity must be one of {CONNECTIVITY}, got {connectivity!r}")
-    link = functools.partial(_link, mask, shape, connectivity)
-    parent, edges = lax.optimization_barrier(in_chunks(link, jnp.arange(runs.word.shape[0], dtype=jnp.int32), *runs))
-    parent = lax.platform_dependent(parent, edges, mask.n, cpu=_unite_serial, default=_unite_parallel)
-    roots = (parent == jnp.arange(parent.shape[0], dtype=jnp.int32)) & runs.valid
-    rank = running_sum(roots.astype(jnp.int32))
-    return jnp.where(runs.valid, rank[parent], 0), rank[-1]
+    node = jnp.arange(runs.word.shape[0], dtype=jnp.int32)
+    link = functools.partial(_link, mask, shape, connectivity, _ranks(runs, mask))
+    parent, edges = lax.optimization_barrier(in_chunks(link, node, *runs, n=mask.n))
+    number, n = union.number(parent, edges, mask.n)
+    return jnp.where(runs.valid, number, 0), n
 
 
-def _link(mask, shape, connectivity, node, *run):
+def _ranks(runs, mask):
+    """`rank(word, bit)`: the last run that starts at or before that bit of that word, of which there is one."""
+    capacity = runs.word.shape[0]
+    if _is_small(mask, capacity):
+        words = jnp.where(runs.valid, runs.word, np.iinfo(np.int32).max)
+
+        def is_before(at, word, bit):
+            return (words[at] < word) | ((words[at] == word) & (runs.start[at] <= bit))
+
+        return lambda word, bit: bisect(word, capacity, lambda at: is_before(at, word, bit))
+    before = _before(mask)
+    return lambda word, bit: before[word] + popcount(_starts(mask, word) & up_to(bit)) - 1
+
+
+def _link(mask, shape, connectivity, rank, node, *run):
     """Initial parents (a run that goes on from the word before hangs on it) and at most 4 edges a run, a tuple of int32 [capacity].
 
     Two runs in neighbouring rows touch exactly when the first voxel of one lies inside the other, the other grown by one voxel
     to the right where diagonals count. So each run asks about its own first voxel only, in the rows around it.
     """
     runs, width = Runs(*run), mask.words.shape[1]
-    words, before, starts = mask.words.ravel(), mask.before.ravel(), mask.starts.ravel()
+    words = mask.words.ravel()
     column = runs.word % width
     z, y = (runs.word // width) // shape[1], (runs.word // width) % shape[1]
     bit = runs.start.astype(jnp.uint32)
@@ -233,8 +250,7 @@ def _link(mask, shape, connectivity, node, *run):
         faces += [touch(-1, 0, connectivity != 6), touch(1, 0, connectivity != 6)]
     if connectivity in (18, 26):
         faces = _add_corners(faces, touch, connectivity == 26)
-    upto = (jnp.uint32(2) << bit) - 1
-    edges = tuple(jnp.where(hit, before[at] + popcount(starts[at] & upto) - 1, node) for hit, at in faces)
+    edges = tuple(jnp.where(hit, rank(at, runs.start), node) for hit, at in faces)
     return jnp.where(runs.valid & (runs.start == 0) & carries, node - 1, node), edges
 
 
@@ -248,43 +264,6 @@ def _add_corners(faces, touch, diagonal):
     return faces
 
 
-def _unite_serial(parent, edges, n):
-    """Union by following parents, the larger root under the smaller; one thread, tight scalar loops (CPU)."""
-
-    def root(parent, node):
-        return lax.while_loop(lambda i: parent[i] != i, lambda i: parent[i], node)
-
-    def join(node, parent):
-        for slot in edges:
-            other = slot[node]
-            a, b = root(parent, node), root(parent, other)
-            low = jnp.minimum(a, b)
-            parent = parent.at[jnp.maximum(a, b)].set(low).at[node].set(low).at[other].set(low)
-        return parent
-
-    parent = lax.fori_loop(0, n, join, parent)
-    # Parents are smaller than children, so one ascending pass makes every node point at its root.
-    return lax.fori_loop(0, n, lambda i, f: f.at[i].set(f[f[i]]), parent)
-
-
-def _unite_parallel(parent, edges, n):
-    """Hook all edges at once by scatter-min, shorten all paths by pointer jumps, until nothing changes (GPU, TPU)."""
-    del n
-
-    def sweep(state):
-        parent, _ = state
-        new, apart = parent, jnp.array(False)
-        for slot in edges:
-            across = parent[slot]
-            apart |= jnp.any(parent != across)
-            new = new.at[jnp.maximum(parent, across)].min(jnp.minimum(parent, across), mode="promise_in_bounds")
-        for _ in range(3):
-            new = new[new]
-        return new, apart | jnp.any(new != parent)
-
-    return lax.while_loop(lambda state: state[1], sweep, (parent, jnp.array(True)))[0]
-
-
 def paint(values, runs, mask, *, shape):
     """A volume [z, y, x] with `values` [capacity] on the voxels of each run and 0 elsewhere; the dtype of `values`."""
     words = mask.words.size
@@ -293,8 +272,7 @@ def paint(values, runs, mask, *, shape):
         rows = jnp.zeros((words, WORD), values.dtype)
         rows = rows.at[runs.word].add(jnp.where(on, values[:, None], 0), mode="promise_in_bounds")
     else:
-        upto = (jnp.uint32(2) << jnp.arange(WORD, dtype=jnp.uint32)) - 1
-        node = mask.before.reshape(-1, 1) + popcount(mask.starts.reshape(-1, 1) & upto) - 1
+        node = _before(mask)[:, None] + popcount(_starts(mask).reshape(-1, 1) & up_to(jnp.arange(WORD))) - 1
         on = unpack(mask.words.reshape(-1, 1), WORD)
         rows = jnp.where(on, values[jnp.clip(node, 0, values.shape[0] - 1)], 0)
     return rows.reshape(shape[0], shape[1], -1)[:, :, : shape[2]]

@@ -1,5 +1,10 @@
 """Labelling against scipy, the lesion table against numpy, growing against pencil drawings and an independent scipy version."""
 
+import json
+import pathlib
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cacjax import lesions, runs
+from cacjax import lesions, runs, union, words
 
 SHAPES = ((3, 40, 40), (4, 1, 33), (1, 1, 1))
 
@@ -34,7 +39,66 @@ def assert_as_scipy(mask, connectivity, **options):
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.02, 0.2, 0.4, 0.6, 0.95]))
 def test_label_random(shape, connectivity, seed, density):
-    assert_as_scipy(np.random.default_rng(seed).random(shape) < density, connectivity)
+    rng = np.random.default_rng(seed)
+    for _ in range(8):
+        assert_as_scipy(rng.random(shape) < density, connectivity)
+
+
+@pytest.mark.parametrize("connectivity", runs.CONNECTIVITY)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.0001, 0.0003, 0.001]))
+def test_label_few_runs_in_a_large_mask(connectivity, seed, density):
+    # Few enough beside the mask (1,280 words) for the branch that bisects instead of counting before every word; and one above.
+    mask = ndimage.binary_dilation(np.random.default_rng(seed).random((4, 64, 150)) < density, np.ones((2, 2, 3)))
+    assert runs._is_small(runs.find(jnp.asarray(mask)), 16) and not runs._is_small(runs.find(jnp.asarray(mask)), 512)
+    assert_as_scipy(mask, connectivity, buckets=(16, 512))
+
+
+def test_label_of_rows_longer_than_a_small_branch_takes():
+    mask = np.random.default_rng(1).random((2, 3, 40_000)) < 0.001
+    assert_as_scipy(mask, 26, buckets=(16, 512))
+
+
+def test_a_batch_gives_what_each_scan_gives():
+    rng = np.random.default_rng(8)
+    mask = rng.random((3, 4, 20, 40)) < np.array([0.02, 0.3, 0.0])[:, None, None, None]
+    hu, artery = rng.normal(300, 99, mask.shape).astype(np.float32), rng.integers(0, 4, mask.shape).astype(np.uint8)
+    batch = jax.vmap(lambda *scan: lesions.find(*scan, SPACING, connectivity=6))(mask, hu, artery)
+    for i in range(3):
+        alone = lesions.find(mask[i], hu[i], artery[i], SPACING, connectivity=6)
+        jax.tree.map(np.testing.assert_array_equal, jax.tree.map(lambda a, i=i: a[i], batch), alone)
+
+
+@pytest.mark.parametrize("dtype", [np.int16, np.float32])
+@pytest.mark.parametrize("shape", [(1, 1, 1), (2, 3, 33), (1, 5, 31), (3, 4, 64)])
+def test_windows_hold_the_voxels_of_each_word(shape, dtype):
+    volume = np.random.default_rng(2).normal(0, 500, shape).astype(dtype)
+    mask = volume > 100
+    packed = np.asarray(words.pack(jnp.asarray(mask))).ravel()
+    values, ones = words.windows(jnp.asarray(volume), jnp.arange(packed.size), jnp.asarray(packed))
+    on = np.asarray(words.unpack(ones[:, None], 32)).reshape(-1, 32)
+    np.testing.assert_array_equal(np.asarray(values)[on], volume[mask])
+
+
+def test_running_sum_and_max_are_exact():
+    rng = np.random.default_rng(5)
+    for most, n in ((1, 100_001), (16, 70_000), (1 << 20, 3000), (3, 5)):
+        counts = rng.integers(0, most + 1, n, dtype=np.int32)
+        np.testing.assert_array_equal(words.running_sum(jnp.asarray(counts), most=most), np.cumsum(counts, dtype=np.int32))
+        np.testing.assert_array_equal(words.running_max(jnp.asarray(counts)), np.maximum.accumulate(counts))
+
+
+def test_bench_writes_the_documented_rows(tmp_path):
+    pytest.importorskip("cc3d")
+    bench = pathlib.Path(__file__).parent.parent / "tools" / "bench" / "labelling.py"
+    command = [bench, "--quick", "--rounds", "1", "--cases", "blobs", "--connectivity", "26", "--out", tmp_path / "r.json"]
+    subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert {"device", "versions", "date", "command", "rows"} <= set(result)
+    assert [(row["case"], row["connectivity"]) for row in result["rows"]] == [("blobs", 26)]
+    for row in result["rows"]:
+        assert all(row[name] > 0 for name in ("ours_ms", "dense_ms", "cc3d_ms", "scipy_ms", "table_ms", "cc3d_table_ms"))
+        assert row["components"] > 0
 
 
 def spiral(size):
@@ -87,9 +151,9 @@ def test_parallel_union_equals_serial(name):
     found = runs._compact(packed, runs.capacities(packed.words.shape)[-1])
     for connectivity in runs.CONNECTIVITY:
         node = jnp.arange(found.word.shape[0], dtype=jnp.int32)
-        parent, edges = runs._link(packed, mask.shape, connectivity, node, *found)
-        serial = jax.jit(runs._unite_serial)(parent, edges, packed.n)
-        np.testing.assert_array_equal(jax.jit(runs._unite_parallel)(parent, edges, packed.n), serial)
+        linked = runs._link(packed, mask.shape, connectivity, runs._ranks(found, packed), node, *found)
+        serial = jax.jit(union.number_serial)(*linked, packed.n)
+        jax.tree.map(np.testing.assert_array_equal, jax.jit(union.number_parallel)(*linked, packed.n), serial)
 
 
 @pytest.mark.parametrize("count", [0, 7, 8, 9, 63, 64, 65, 240])

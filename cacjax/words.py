@@ -1,0 +1,98 @@
+"""Masks as 32-bit words, and counting on them: what `runs` is made of. Bit i of word j of a row is voxel 32 j + i."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+WORD = 32
+_BLOCK = 32
+
+
+def pack(mask):
+    """Bool [..., x] to uint32 [..., ceil(x / 32)]; bit i of word j is voxel 32 j + i, padding is 0."""
+    pad = -mask.shape[-1] % WORD
+    if pad:
+        mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, pad)])
+    # Four bytes at once: the product brings their last bits together at bit 24. Three times faster than 32 shifts on CPU.
+    fours = lax.bitcast_convert_type(mask.reshape(*mask.shape[:-1], -1, WORD // 4, 4).astype(jnp.uint8), jnp.uint32)
+    nibbles = ((fours * jnp.uint32(0x01020408)) >> 24) & 15
+    return (nibbles << (4 * jnp.arange(WORD // 4, dtype=jnp.uint32))).sum(-1, dtype=jnp.uint32)
+
+
+def unpack(words, width):
+    """uint32 [..., words] to bool [..., width]."""
+    bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1
+    return bits.reshape(*words.shape[:-1], -1)[..., :width] == 1
+
+
+def windows(volume, words, ones):
+    """Voxels of words of the packed mask of a volume [z, y, x]: values [n, 32] and `ones` moved to their places in them.
+
+    words: flat index of each word; ones: its bits. Values at bits that are 0 are of other voxels.
+    """
+    flat, (rows, offset) = volume.ravel(), jnp.divmod(words, -(-volume.shape[2] // WORD))
+    flat = jnp.pad(flat, (0, max(WORD - flat.size, 0)))
+    wanted = rows * volume.shape[2] + offset * WORD
+    base = jnp.minimum(wanted, flat.size - WORD)
+    values = jax.vmap(lambda at: lax.dynamic_slice(flat, (at,), (WORD,)))(base)
+    # Without the barrier the gather is done anew in every reduction that reads it.
+    return lax.optimization_barrier(values), ones << (wanted - base).astype(jnp.uint32)
+
+
+def popcount(words):
+    """Number of ones in each word, int32."""
+    return lax.population_count(words).astype(jnp.int32)
+
+
+def running_sum(counts, *, most):
+    """Inclusive sum of counts [n] of 0..most, int32. Blocks go through a triangular matrix: a cumsum is slow on CPU."""
+    n = counts.shape[0]
+    if n < 4 * _BLOCK or most * _BLOCK > 1 << 24:  # float32 holds whole numbers up to there
+        return jnp.cumsum(counts, dtype=jnp.int32)
+    blocks = jnp.pad(counts, (0, -n % _BLOCK)).reshape(-1, _BLOCK).astype(jnp.float32)
+    triangle = np.triu(np.ones((_BLOCK, _BLOCK), np.float32))
+    sums = jnp.dot(blocks, triangle, precision=lax.Precision.HIGHEST).astype(jnp.int32)
+    carry = running_sum(sums[:, -1], most=most * _BLOCK) - sums[:, -1]
+    return (sums + carry[:, None]).ravel()[:n]
+
+
+def running_max(values):
+    """Largest of values [n], none below 0, up to each."""
+
+    def step(i, state):
+        top = jnp.maximum(state[0], values[i])
+        return top, state[1].at[i].set(top)
+
+    def serial(values):
+        return lax.fori_loop(0, values.shape[0], step, (jnp.int32(0), jnp.zeros_like(values)))[1]
+
+    return lax.platform_dependent(values, cpu=serial, default=lax.cummax)
+
+
+def bisect(like, n, holds):
+    """The last of 0..n-1 at which `holds(at)` is true (it is at 0, and never again after it has failed), for each of `like`."""
+    bits = (n - 1).bit_length()
+
+    def step(i, last):
+        ahead = jnp.minimum(last + (1 << (bits - 1 - i)), n - 1)
+        return jnp.where(holds(ahead), ahead, last)
+
+    # A loop: unrolled, each step would be fused into all that follow and computed again in each.
+    return lax.fori_loop(0, bits, step, jnp.zeros_like(like))
+
+
+def select(words, rank):
+    """Position of set bit number `rank` (from 0) of each word, by bisection on popcounts."""
+    position = jnp.zeros_like(rank)
+    for step in (16, 8, 4, 2, 1):
+        below = popcount((words >> position.astype(jnp.uint32)) & jnp.uint32((1 << step) - 1))
+        beyond = rank >= below
+        rank = jnp.where(beyond, rank - below, rank)
+        position = jnp.where(beyond, position + step, position)
+    return position
+
+
+def up_to(bit):
+    """A word with ones from bit 0 to this one."""
+    return (jnp.uint32(2) << bit.astype(jnp.uint32)) - 1
