@@ -6,11 +6,11 @@ import os
 import pathlib
 import signal
 import sys
+import threading
 import time
 
 import jax
 import numpy as np
-import tensorboardX
 import tqdm
 
 
@@ -37,8 +37,6 @@ class Interrupt:
 
 
 def _main_thread() -> bool:
-    import threading
-
     return threading.current_thread() is threading.main_thread()
 
 
@@ -58,6 +56,8 @@ class Progress:
         if self._writes:
             _forget_after(self._folder / "metrics.jsonl", self._start)
             self._file = open(self._folder / "metrics.jsonl", "a")
+            import tensorboardX  # brings in torch where that is installed: only a training pays for it
+
             self._board = tensorboardX.SummaryWriter(str(self._folder), purge_step=self._start + 1)
         terminal = sys.stderr.isatty()
         bar = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_fmt}] {postfix}"
