@@ -188,6 +188,32 @@ def _frontal(hu, mask, heart, box):
     return view.max(1)[::-1], marks.max(1)[::-1]
 
 
+def arms(path, rows):
+    """Draw one line per arm of an experiment: pooled F1 with interval and every seed, average precision, published F1. Writes a PNG.
+
+    rows: as `cacjax.experiments.summarise` makes them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.42 * len(rows) + 1.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis, y = figure.subplots(), np.arange(len(rows))[::-1]
+    axis.hlines(y, [r["f1_low"] for r in rows], [r["f1_high"] for r in rows], color="#0a84ff", lw=5, alpha=0.25)
+    for height, row in zip(y, rows):
+        axis.plot(row["f1_seeds"], [height] * len(row["f1_seeds"]), "o", color="#0a84ff", ms=4, alpha=0.5)
+    series = {"f1_pooled": ("pooled F1, median of the seeds (dots), 95 % interval over scans", "o", "#0a84ff")}
+    series |= {"ap_pooled": ("average precision, pooled", "D", "#ff9f0a"), "published_f1": ("published mean F1", "x", "black")}
+    for name, (label, marker, colour) in series.items():
+        values = [np.nan if row[name] is None else row[name] for row in rows]
+        axis.plot(values, y, marker, color=colour, label=label, ms=7, ls="")
+    names = [f"{r['network']}, {r['scans']}{', FP reduced' if r['fp_reduction'] == 'yes' else ''}" for r in rows]
+    axis.set(yticks=y, yticklabels=names, xlim=(-0.02, 1.02))
+    axis.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    replace(path, lambda aside: figure.savefig(aside, format="png"))
+
+
 def _canvas(rows, columns, title):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure

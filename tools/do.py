@@ -3,7 +3,7 @@
 Needs python3 (3.11 or later) and pip, nothing else. The first call makes `.venv` beside this folder and installs cacjax with the
 extra for the accelerator that it finds; later calls skip that until pyproject.toml changes. Words after the command go on to it.
 
-  train   the main job on the embedded phantom: train, adapt, score, evaluate      (options: --config.seed N, --out DIR)
+  train   the main job on the embedded phantom: train, adapt, score, evaluate      (options: --config.seed N, --seeds N, --out DIR)
   test    ruff and the tests
   python  run the prepared python                                                 (as in: do.py python -m cacjax.score --help)
 
@@ -88,7 +88,7 @@ def main() -> None:
     if accelerator == "cpu":
         os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if command == "train":
-        run("tools/quickstart.py", *words)
+        run("-m", "cacjax.experiments", "uda-quick", "--out", "runs/quickstart", *words)
     elif command == "test":
         run("-m", "ruff", "check", ".")
         run("-m", "pytest", *words)

@@ -1,0 +1,269 @@
+"""One command per published table: train, score and evaluate every arm over seeds, and write ours beside the paper's.
+
+    python -m cacjax.experiments uda-quick --out runs/quickstart                     the main job, minutes on a laptop
+    python -m cacjax.experiments uda-table2 --size tiny --seeds 3 --out runs/table2  Zhai 2022, Table 2, and further arms
+
+Every command that it runs is shown and can be run by hand; called again it goes on where it was stopped. On CPU two trainings run
+side by side. OUT/table.md, table.csv and results.json hold medians over the seeds with intervals by bootstrap over the scans,
+OUT/arms.png draws them; OUT/seed<N>/evaluation has every seed's own tables and, for CCTA, comparison.png: the calcium found in some
+slices by each network.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from cacjax import report
+
+TEST_SEED = 900_000  # far from the patients of the training cohorts
+BOOTSTRAPS = 2000
+EPSILON = 1e-5  # as in cacjax.detection
+MEASURES = ("sensitivity", "fp_mm3", "f1", "sensitivity_pooled", "f1_pooled", "ap_pooled")
+SHOWN = ("network", "scans", "FP red.", "sensitivity", "FP mm³", "F1", "pooled F1", "AP")
+
+
+class Network(NamedTuple):
+    """A training: a file of configs/ with its words, what is set in it, and the name of the source network that it adapts."""
+
+    config: str
+    words: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    source: str = ""
+
+
+class Column(NamedTuple):
+    """One column of a table: a network on held-out scans of a protocol, with or without reduction of false positives.
+
+    published: sensitivity, FP volume in mm3 and F1, averaged over all scans, or None where the paper has no such column.
+    """
+
+    title: str
+    network: str
+    protocol: str
+    reduced: bool
+    published: tuple[float, float, float] | None = None
+
+
+class Experiment(NamedTuple):
+    """Networks by name and the columns made of them."""
+
+    networks: dict[str, Network]
+    columns: tuple[Column, ...]
+
+
+class Size(NamedTuple):
+    """How large: the word of the configs, the grid of the held-out scans (voxels; mm)."""
+
+    words: tuple[str, ...]
+    shape: tuple[int, int, int]
+    spacing_mm: tuple[float, float, float] = (1.5, 0.66, 0.66)
+
+
+SIZES = {"tiny": Size(("tiny",), (80, 208, 208)), "published": Size((), (96, 256, 256))}
+
+QUICK = {
+    "source": Network("lessmann.py"),
+    "adapted": Network("uda.py", source="source"),
+    "source_tone": Network("lessmann.py", ("tone",)),
+    "adapted_tone": Network("uda.py", source="source_tone"),
+}
+WIDER = {
+    "adversarial_only": Network("uda.py", settings=("classification_weight=0.0",), source="source"),
+    "classification_only": Network("uda.py", settings=("adversarial_weight=0.0",), source="source"),
+    "critic_by_domain": Network("uda.py", settings=("critic.statistics=domain",), source="source"),
+    "critic_joint": Network("uda.py", settings=("critic.statistics=joint",), source="source"),
+    "generator_by_domain": Network("uda.py", settings=("generator.statistics=domain",), source="source"),
+}
+
+
+def both(title, network, published=(None, None)):
+    """The two CCTA columns of a network: without and with reduction of false positives."""
+    return tuple(Column(title, network, "ccta", reduced, published[reduced]) for reduced in (False, True))
+
+
+EXPERIMENTS = {
+    "uda-quick": Experiment(
+        QUICK,
+        both("source network", "source")
+        + both("adapted", "adapted")
+        + both("source network, tone curves", "source_tone")
+        + both("adapted, tone curves", "adapted_tone"),
+    ),
+    "uda-table2": Experiment(
+        QUICK | WIDER,
+        (
+            Column("source network", "source", "cardiac", False, (0.89, 73.6, 0.66)),
+            *both("source network", "source", ((0.41, 132.0, 0.16), None)),
+            *both("adapted", "adapted", ((0.78, 64.5, 0.41), (0.80, 19.8, 0.66))),
+            *both("adapted without L_cls", "adversarial_only", ((0.68, 25.8, 0.49), None)),
+            *both("adapted without L_adv", "classification_only"),
+            *both("critic statistics by domain", "critic_by_domain"),
+            *both("critic statistics joint", "critic_joint"),
+            *both("generator statistics by domain", "generator_by_domain"),
+            *both("source network, tone curves", "source_tone"),
+            *both("adapted, tone curves", "adapted_tone"),
+        ),
+    ),
+}
+
+
+def main(argv=None) -> None:
+    """Run the experiment that the command line names."""
+    options = parse(argv)
+    experiment, size, out = EXPERIMENTS[options.experiment], SIZES[options.size], pathlib.Path(options.out)
+    began, results = time.perf_counter(), []
+    for seed in range(options.seed, options.seed + options.seeds):
+        folder = out / f"seed{seed}"
+        train(experiment.networks, size, folder, seed)
+        for protocol in sorted({column.protocol for column in experiment.columns}):
+            networks = dict.fromkeys(column.network for column in experiment.columns if column.protocol == protocol)
+            test(tuple(networks), protocol, size, out / "test" / protocol, folder, options.scans)
+        results.append({"seed": seed, "columns": [measure(column, folder) for column in experiment.columns]})
+    rows = [summarise(column, [r["columns"][i] for r in results]) for i, column in enumerate(experiment.columns)]
+    write(rows, results, options, out)
+    print(report.table([shown(row) for row in rows], SHOWN))
+    print(f"\ndone in {(time.perf_counter() - began) / 60:.1f} minutes; {out / 'table.md'}, {out / 'arms.png'}, {out / 'seed*'}")
+
+
+def parse(argv):
+    """The command line as a namespace."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("experiment", choices=EXPERIMENTS, help="which table")
+    parser.add_argument("--out", required=True, help="folder of everything made")
+    parser.add_argument("--size", choices=SIZES, default="tiny", help="of the networks and scans (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings per arm (default: %(default)s)")
+    parser.add_argument("--config.seed", dest="seed", type=int, default=0, metavar="S", help="first seed (default: %(default)s)")
+    parser.add_argument("--scans", type=int, default=20, metavar="N", help="held-out scans a protocol (default: %(default)s)")
+    return parser.parse_args(argv)
+
+
+def train(networks, size, folder, seed) -> None:
+    """Train every network of one seed in FOLDER/networks/NAME: the source networks first, then what adapts them."""
+    for adapting in (False, True):
+        commands = {
+            name: training(network, size, folder / "networks", name, seed)
+            for name, network in networks.items()
+            if bool(network.source) == adapting
+        }
+        kind = "adapt" if adapting else "train source networks"
+        run(f"{kind}, seed {seed}: {', '.join(commands)}", list(commands.values()), folder / "side_by_side.log")
+
+
+def training(network, size, root, name, seed) -> list[str]:
+    """The words after `python -m` that train a network."""
+    variant = ",".join((*size.words, *network.words))
+    settings = [f"seed={seed}", *network.settings] + ([f"source_workdir={root / network.source}"] if network.source else [])
+    config = f"{network.config}:{variant}" if variant else network.config
+    return ["cacjax.train", "--config", config, "--workdir", str(root / name), *(f"--config.{setting}" for setting in settings)]
+
+
+def test(networks, protocol, size, scans_folder, folder, scans) -> None:
+    """Make the held-out scans of a protocol, score them with every network, compare with the truth."""
+    if not (scans_folder / "manifest.csv").exists():
+        grid = ["--shape", *map(str, size.shape), "--spacing", *map(str, size.spacing_mm), "--workers", "2"]
+        made = ["--out", str(scans_folder), "--protocol", protocol, "--n", str(scans), "--seed", str(TEST_SEED)]
+        run(f"make held-out scans: {protocol}", [["cacjax.phantom", *made, *grid]], None)
+    found = {name: folder / "scores" / protocol / name for name in networks}
+    score = ["cacjax.score", str(scans_folder), "--save-probability", "--resume"]
+    commands = [[*score, "--workdir", str(folder / "networks" / name), "--out", str(found[name])] for name in networks]
+    run(f"score {protocol} scans", commands, folder / "side_by_side.log")
+    arms = [f"{name}={path}" for name, path in found.items()]
+    out = str(folder / "evaluation" / protocol)
+    run("evaluate", [["cacjax.evaluate", "--predictions", *arms, "--reference", str(scans_folder), "--out", out]], None)
+
+
+def run(title, commands, log) -> None:
+    """Run `python -m ...` commands, shown first; on CPU two at a time, all but the first into `log`. Ends the program on failure."""
+    print(f"\n=== {title}", *(f"$ python -m {' '.join(command)}" for command in commands), sep="\n", flush=True)
+    began = time.perf_counter()
+    if len(commands) > 1 and os.environ.get("JAX_PLATFORMS") == "cpu":
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"(side by side; {log} has what all but the first of them say)", flush=True)
+        with log.open("a") as file, ThreadPoolExecutor(2) as pool:
+            codes = list(pool.map(call, commands, [None] + [file] * (len(commands) - 1)))
+    else:
+        codes = [call(command, None) for command in commands]
+    print(f"=== {title}: {time.perf_counter() - began:.0f} s", flush=True)
+    if any(codes):
+        sys.exit(f"error: {title}: a command above ended with exit code {max(codes, key=abs)}")
+
+
+def call(command, output) -> int:
+    """Exit code of `python -m command`; what it prints goes to `output`, None: the terminal."""
+    return subprocess.run([sys.executable, "-m", *command], stdout=output, stderr=output).returncode
+
+
+def measure(column, folder) -> dict:
+    """One column of one seed: averages over all scans, pooled figures, and each scan's voxel counts, from evaluation.json."""
+    record = json.loads((folder / "evaluation" / column.protocol / "evaluation.json").read_text())
+    wanted = {"arm": column.network, "fp_reduction": "yes" if column.reduced else "no", "artery": "CAC"}
+    pick = lambda rows, **more: [row for row in rows if all(row[k] == v for k, v in (wanted | more).items())]  # noqa: E731
+    (mean,), (pooled,) = (pick(record["summary"], over=over) for over in ("all", "pooled"))
+    counts = [row["counts"]["voxels"] for row in pick(record["scans"])]
+    return {
+        **{name: mean[name] for name in ("sensitivity", "fp_mm3", "f1")},
+        **{f"{name}_pooled": pooled[name] for name in ("sensitivity", "f1", "ap")},
+        "counts": [[count[part] for part in ("tp", "fp", "fn")] for count in counts],
+    }
+
+
+def summarise(column, measured) -> dict:
+    """The row of a column: medians over the seeds, the interval of the pooled F1, the published figures."""
+    row = {"network": column.title, "scans": column.protocol, "fp_reduction": "yes" if column.reduced else "no"}
+    row |= {"seeds": len(measured), "n": len(measured[0]["counts"])}
+    for name in MEASURES:
+        row[name] = float(np.median([np.nan if one[name] is None else one[name] for one in measured]))
+    row["f1_low"], row["f1_high"] = interval([one["counts"] for one in measured])
+    row["f1_seeds"] = [one["f1_pooled"] for one in measured]
+    published = column.published or (None, None, None)
+    return row | dict(zip(("published_sensitivity", "published_fp_mm3", "published_f1"), published))
+
+
+def interval(counts, *, level=0.95, seed=0) -> tuple[float, float]:
+    """Bootstrap interval over scans of the median over seeds of the pooled F1; counts: [seeds][scans][tp, fp, fn]."""
+    counts = np.asarray(counts, np.float64)
+    drawn = np.random.default_rng(seed).integers(0, counts.shape[1], (BOOTSTRAPS, counts.shape[1]))
+    tp, fp, fn = np.moveaxis(counts[:, drawn].sum(2), -1, 0)
+    scores = np.median((2 * tp + EPSILON) / (2 * tp + fp + fn + EPSILON), axis=0)
+    low, high = np.quantile(scores, ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def shown(row) -> dict:
+    """A row as the terminal and table.md show it: the published figure in brackets."""
+    beside = lambda name, digits: "" if row[name] is None else f" ({row[name]:.{digits}f})"  # noqa: E731
+    cells = {
+        "network": row["network"],
+        "scans": row["scans"],
+        "FP red.": row["fp_reduction"],
+        "sensitivity": f"{row['sensitivity']:.2f}{beside('published_sensitivity', 2)}",
+        "FP mm³": f"{row['fp_mm3']:.1f}{beside('published_fp_mm3', 1)}",
+        "F1": f"{row['f1']:.2f}{beside('published_f1', 2)}",
+        "pooled F1": f"{row['f1_pooled']:.2f} [{row['f1_low']:.2f}, {row['f1_high']:.2f}]",
+        "AP": "" if np.isnan(row["ap_pooled"]) else f"{row['ap_pooled']:.2f}",
+    }
+    return cells
+
+
+def write(rows, results, options, out) -> None:
+    """Write table.csv, table.md, results.json and arms.png to `out`."""
+    report.write_csv(out / "table.csv", rows, tuple(rows[0]))
+    lines = [f"| {' | '.join(SHOWN)} |", f"|{'---|' * len(SHOWN)}"]
+    lines += [f"| {' | '.join(shown(row).values())} |" for row in rows]
+    text = f"{options.experiment}, size {options.size}: medians over {rows[0]['seeds']} seed(s), {rows[0]['n']} scans. Published "
+    text += "figures in brackets; sensitivity, FP and F1 are means over all scans; pooled F1 with its 95 % bootstrap interval.\n\n"
+    report.replace(out / "table.md", lambda aside: aside.write_text(text + "\n".join(lines) + "\n"))
+    report.write_json(out / "results.json", {"options": vars(options), "rows": rows, "results": results})
+    report.arms(out / "arms.png", rows)
+
+
+if __name__ == "__main__":
+    main()

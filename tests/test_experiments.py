@@ -1,0 +1,83 @@
+"""Experiments: the commands that they run, what they read of an evaluation, intervals, and the files that they write."""
+
+import json
+import types
+
+import numpy as np
+import pytest
+
+from cacjax import experiments
+from cacjax.experiments import EXPERIMENTS, SIZES, Column, Network
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Every command that would run; none does."""
+    seen = []
+    monkeypatch.setattr(experiments, "call", lambda command, output: seen.append(command) or 0)
+    return seen
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
+def test_every_network_is_trained_and_every_column_scored(experiment, calls, tmp_path):
+    experiments.train(experiment.networks, SIZES["tiny"], tmp_path, 3)
+    trained = [command[command.index("--workdir") + 1] for command in calls]
+    assert sorted(trained) == sorted(str(tmp_path / "networks" / name) for name in experiment.networks)
+    for command in calls:
+        source = [word.split("=")[1] for word in command if word.startswith("--config.source_workdir=")]
+        assert all(trained.index(name) < calls.index(command) for name in source), "a source network is trained first"
+        assert "--config.seed=3" in command
+    assert {column.network for column in experiment.columns} <= experiment.networks.keys()
+
+
+def test_words_and_settings_reach_the_command_line(tmp_path):
+    network = Network("uda.py", ("tone",), ("critic.clip=0.05",), source="base")
+    command = experiments.training(network, SIZES["tiny"], tmp_path, "new", 1)
+    assert command[:3] == ["cacjax.train", "--config", "uda.py:tiny,tone"]
+    assert command[-3:] == ["--config.seed=1", "--config.critic.clip=0.05", f"--config.source_workdir={tmp_path / 'base'}"]
+    assert experiments.training(Network("uda.py"), SIZES["published"], tmp_path, "new", 1)[2] == "uda.py"
+
+
+def test_a_failed_command_ends_the_program(monkeypatch, capfd):
+    monkeypatch.setenv("JAX_PLATFORMS", "gpu")
+    with pytest.raises(SystemExit, match="no such thing: a command above"):
+        experiments.run("no such thing", [["cacjax.there_is_none"]], None)
+
+
+def evaluation(folder, f1):
+    """An evaluation.json of two scans in FOLDER."""
+    wanted = {"arm": "net", "fp_reduction": "yes", "artery": "CAC"}
+    means = {"sensitivity": 0.5, "fp_mm3": 10.0, "f1": f1, "ap": None}
+    counts = [{"voxels": {"tp": 10, "fp": 0, "fn": 0}}, {"voxels": {"tp": 0, "fp": 10, "fn": 10}}]
+    record = {
+        "summary": [wanted | means | {"over": over} for over in ("all", "with calcium", "pooled")],
+        "scans": [wanted | {"scan": str(i), "counts": count} for i, count in enumerate(counts)],
+    }
+    path = folder / "evaluation" / "ccta" / "evaluation.json"
+    path.parent.mkdir(parents=True)
+    path.write_text(json.dumps(record))
+
+
+def test_rows_are_medians_over_seeds_with_published_figures_beside(tmp_path):
+    column = Column("adapted", "net", "ccta", True, (0.80, 19.8, 0.66))
+    measured = []
+    for seed, f1 in enumerate((0.2, 0.9, 0.4)):
+        evaluation(tmp_path / str(seed), f1)
+        measured.append(experiments.measure(column, tmp_path / str(seed)))
+    row = experiments.summarise(column, measured)
+    assert row["f1"] == 0.4 and row["f1_seeds"] == [0.2, 0.9, 0.4] and row["published_f1"] == 0.66
+    assert np.isnan(row["ap_pooled"]) and row["n"] == 2
+    bare = experiments.summarise(column._replace(published=None), measured)
+    options = types.SimpleNamespace(experiment="uda-table2", size="tiny")
+    experiments.write([row, bare], measured, options, tmp_path)
+    text = (tmp_path / "table.md").read_text()
+    assert "| 0.40 (0.66) |" in text and "| 0.40 |" in text
+    assert (tmp_path / "arms.png").stat().st_size > 5000 and (tmp_path / "table.csv").read_text().count("adapted") == 2
+
+
+def test_interval_spans_what_other_scans_could_have_shown():
+    alike = [[[10, 0, 0]] * 5 + [[0, 10, 10]] * 5]
+    low, high = experiments.interval(alike)
+    assert low < 0.5 < high and low < 0.25 and high > 0.75
+    assert experiments.interval([[[5, 5, 5]] * 4]) == pytest.approx((0.5, 0.5), abs=1e-5)
+    assert experiments.interval(alike) == experiments.interval(alike)
