@@ -23,7 +23,7 @@ AIR_HU = -1000.0
 FEATURE_BYTES = 2**29  # bound on the feature vectors of one chunk of wanted voxels
 BLOCK = 4096  # voxels classified at once
 PLANES_AT_ONCE = {"cpu": 1}  # on CPU one plane at a time stays in the cache; 16 elsewhere
-LEAST_SIDE, GROWTH = 16, 1.25  # of the sizes of rectangles: their cost goes up by about this factor per side
+LEAST_SIDE, GROWTH = 16, 1.35  # of the sizes of rectangles: their cost goes up by about this factor per side
 STEP = 32  # rectangles between two looks at the progress bar
 NONE = -1
 
@@ -115,8 +115,9 @@ def _capacity(model, shape):
 @jax.jit
 def _pack(wanted):
     words = runs.pack(wanted)
-    found = runs.index(words.reshape(-1, words.shape[-1]), words.reshape(-1, words.shape[-1]))
-    return Wanted(words, found.before.reshape(words.shape), found.n)
+    counts = runs.popcount(words)
+    ends = jnp.cumsum(counts.ravel(), dtype=jnp.int32)
+    return Wanted(words, ends.reshape(words.shape) - counts, ends[-1])
 
 
 def _count_chunks(n, capacity):
