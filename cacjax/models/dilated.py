@@ -5,7 +5,9 @@ the neighbouring slices stand in the channels. A plane of n + 2 * margin pixels 
 """
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
+from jax import lax
 
 from cacjax.models.conv import Conv
 
@@ -84,6 +86,13 @@ class Dilated(nn.Module):
     def features(self, x):
         """Features of all orientations side by side: [b, planes, h, w, slab] -> [b, n, n, planes * width]."""
         return jnp.concatenate([subnet(x[:, i]) for i, subnet in enumerate(self.subnets)], axis=-1)
+
+    def features_by_sample(self, x):
+        """The same a sample at a time on CPU, whose cache holds one sample's maps but not a batch's."""
+        if jax.default_backend() != "cpu" or len(x) == 1 or self.is_initializing():
+            return self.features(x)
+        module, variables = self.unbind()
+        return lax.map(lambda sample: module.apply(variables, sample[None], method="features")[0], x)
 
     def classify(self, features, train: bool = False):
         """Class logits of feature vectors [b, h, w, planes * width]."""

@@ -1,0 +1,97 @@
+"""Timing of contenders against each other: interleaved rounds, medians, the machine's ceiling from the same minutes, one row per case."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+COLUMNS = ("ours_s", "published_s", "tuned_s", "ratio_published", "ratio_tuned", "compile_s", "peak_mb", "roofline_share")
+
+
+class Case(NamedTuple):
+    """One row to be. The callables return when all is computed; None where there is no such contender.
+
+    program: our compiled XLA program, of which operations and bytes are read; compile_s: what compiling it took; times: how often
+    the callables do the work (seconds are per work); flops: of the work where the compiler cannot count them (loops).
+    """
+
+    work: str
+    case: str
+    ours: Callable
+    published: Callable | None
+    tuned: Callable | None
+    program: Any = None
+    compile_s: float | None = None
+    times: int = 1
+    flops: float | None = None
+
+
+def compiled(function, *arguments):
+    """(compiled program, seconds that it took), never from the persistent cache."""
+    jax.config.update("jax_enable_compilation_cache", False)
+    began = time.perf_counter()
+    program = jax.jit(function).lower(*arguments).compile()
+    took = time.perf_counter() - began
+    jax.config.update("jax_enable_compilation_cache", True)
+    return program, took
+
+
+def measure(case: Case, *, rounds: int) -> dict:
+    """Run every contender once to warm up, then once in each round, and return the row."""
+    contenders = {"ours": case.ours, "published": case.published, "tuned": case.tuned, **ceiling_works()}
+    contenders = {name: work for name, work in contenders.items() if work}
+    for work in contenders.values():
+        work()
+    taken = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, work in contenders.items():
+            began = time.perf_counter()
+            work()
+            taken[name].append(time.perf_counter() - began)
+    return row(case, taken, rounds)
+
+
+def row(case, taken, rounds) -> dict:
+    """The row of a case from the seconds that each contender took in each round."""
+    per_work = {name: case.times if name in ("ours", "published", "tuned") else 1 for name in taken}
+    middle = {name: statistics.median(seconds) / per_work[name] for name, seconds in taken.items()}
+    ceiling = {"gflops": MATMUL_FLOPS / middle["matmul"] / 1e9, "gb_s": ADD_BYTES / middle["add"] / 1e9}
+    flops, moved, peak_mb = count(case)
+    least = max(flops / ceiling["gflops"] / 1e9, 0) if flops else None
+    out = {"work": case.work, "case": case.case, "ours_s": middle["ours"]}
+    for other in ("published", "tuned"):
+        out[f"{other}_s"] = middle.get(other)
+        out[f"ratio_{other}"] = middle[other] / middle["ours"] if other in middle else None
+    out |= {"compile_s": case.compile_s, "peak_mb": peak_mb, "roofline_share": least and least / middle["ours"]}
+    out |= {"flops": flops, "bytes": moved, "ceiling": ceiling, "rounds": rounds, "precision": "float32"}
+    out["spread"] = {name: [min(taken[name]) / per_work[name], max(taken[name]) / per_work[name]] for name in taken}
+    return out
+
+
+def count(case):
+    """(FLOPs, bytes that operations read and write, peak MB) of one work of ours, as the compiler counts; None where it does not."""
+    if case.program is None:
+        return case.flops, None, None
+    cost, memory = case.program.cost_analysis() or {}, case.program.memory_analysis()
+    flops = case.flops or cost.get("flops", 0) / case.times or None
+    peak = memory and (memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes) / 1e6
+    return flops, cost.get("bytes accessed", 0) / case.times or None, peak
+
+
+MATMUL = 2048
+MATMUL_FLOPS = 2 * MATMUL**3
+ADD = 2**25
+ADD_BYTES = 3 * 4 * ADD
+
+
+def ceiling_works() -> dict:
+    """A float32 matrix product and a sum of two arrays larger than the caches: what the machine can do at that moment."""
+    rng = np.random.default_rng(0)
+    a = jnp.asarray(rng.normal(size=(MATMUL, MATMUL)).astype(np.float32))
+    x = jnp.ones(ADD, jnp.float32)
+    product, total = jax.jit(lambda a: jnp.matmul(a, a, precision="highest")), jax.jit(lambda x, y: x + y)
+    return {"matmul": lambda: product(a).block_until_ready(), "add": lambda: total(x, x).block_until_ready()}

@@ -1,0 +1,266 @@
+"""Cases of adaptation and source training: the networks of Zhai 2022 at published shapes against PyTorch, from the same weights.
+
+Every pair is compared before it races: features to 1e-4, the first losses to 1e-5 of PyTorch's in float64. (Against its float32 the
+critic's first loss stands at 1e-5 itself: at random weights batch normalisation enlarges what both sides round away.)
+"""
+
+import copy
+import functools
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import torch
+import uda_torch
+from race import Case, compiled
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from cacjax import losses, train
+from cacjax.models.dilated import centre
+from cacjax.task import clip, rmsprop, start, update
+from configs import lessmann as source_config
+from configs import uda as uda_config
+from tools import import_torch
+
+SAMPLES, SIDE, WINDOW = 16, 155, 25
+FLOPS = 2 * 3 * 822_000_000  # of one sample's three planes through the generator
+
+
+def planes(rng, samples: int = SAMPLES, side: int = SIDE):
+    """Network intensities [b, 3, h, w] of both domains, and class labels [b, 3, 25, 25]."""
+    x = [np.clip(rng.normal(0, 0.7, (samples, 3, side, side)), -1, 2.5).astype(np.float32) for _ in range(2)]
+    return *x, rng.integers(0, 7, (samples, 3, side - 130, side - 130))
+
+
+def parameters(system) -> dict:
+    """Our parameters of a PyTorch system: {"generator", "neck", "critic"}."""
+    return {name: import_torch.convert(name, uda_torch.arrays(getattr(system, name))) for name in ("generator", "neck", "critic")}
+
+
+def to_hu(x):
+    """Hounsfield units [.., h, w, 1] from network intensities."""
+    return (x * 1130 + 130)[..., None]
+
+
+def agree(name: str, ours, theirs, tolerance: float) -> None:
+    """End the program where two results differ by more than `tolerance` of the largest value (of 1 where that is smaller)."""
+    ours, theirs = np.asarray(ours, np.float64), theirs.detach().cpu().double().numpy()
+    difference = np.abs(ours - theirs).max() / max(np.abs(theirs).max(), 1.0)
+    print(f"  {name}: differs by {difference:.1e}", flush=True)
+    if not difference <= tolerance:
+        raise SystemExit(f"{name} differs by {difference:.1e} from PyTorch, expected at most {tolerance:g}")
+
+
+class Ours:
+    """Our networks and steps at the weights of a PyTorch system, float32 unless x64 is on; planes as PyTorch takes them."""
+
+    def __init__(self, system):
+        config = uda_config.get_config()
+        params = parameters(system)
+        self.model, _ = import_torch.network("generator", params["generator"])
+        self.critic, _ = import_torch.network("critic", params["critic"])
+        self.heads = params["neck"]
+        self.optimisers = {name: rmsprop(config[name].rate, weight_decay=config.weight_decay) for name in ("critic", "generator")}
+        self.nets = {
+            "critic": start({"params": params["critic"]}, self.optimisers["critic"]),
+            "generator": start(params["generator"], self.optimisers["generator"]),
+        }
+
+    def features(self, generator, x):
+        """Features [b, n, n, c] of planes [b, 3, h, w]."""
+        return self.model.apply({"params": generator}, x[..., None], method=self.model.features_by_sample)
+
+    def critic_update(self, net, features):
+        """One update from features of both domains, source first; returns the network and the loss before."""
+
+        def objective(params):
+            values = self.critic.apply(params, features, 2)
+            return losses.critic_loss(*jnp.split(values, 2))
+
+        loss, grads = jax.value_and_grad(objective)(net.params)
+        net = update(net, grads, self.optimisers["critic"])
+        return net._replace(params=clip(net.params, uda_torch.CLIP)), loss
+
+    def critic_step(self, net, generator, source, target):
+        """One update from planes of both domains, which share one pass."""
+        return self.critic_update(net, self.features(generator, jnp.concatenate([source, target])))
+
+    def generator_step(self, net, critic, source, target, labels, weight=2.0):
+        """One update: adversarial loss on the target planes, cross-entropy at the centre on the source; labels [b]."""
+
+        def objective(generator):
+            adapted, labelled = self.features(generator, target), self.features(generator, source)
+            logits = self.model.apply({"params": self.heads}, centre(labelled), method="classify")[:, 0, 0]
+            return -self.critic.apply(critic, adapted).mean() + weight * losses.cross_entropy(logits, labels)
+
+        loss, grads = jax.value_and_grad(objective)(net.params)
+        return update(net, grads, self.optimisers["generator"]), loss
+
+
+def systems(device):
+    """PyTorch as published and tuned, from the same weights."""
+    return [uda_torch.System(tuned=tuned, device=device, compiled=tuned) for tuned in (False, True)]
+
+
+def exact(loss, system, *arguments):
+    """A loss of a PyTorch system in float64."""
+    double = copy.deepcopy(system)
+    for network in (double.generator, double.critic, double.neck):
+        network.double()
+    with torch.no_grad():
+        return loss(double, *(a.double() if a.is_floating_point() else a for a in arguments))
+
+
+def finish(work):
+    """Let a PyTorch callable return when the device has done its work."""
+
+    def run():
+        out = work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return out
+
+    return run
+
+
+def cases(device: str):
+    """Generator of the cases; what the next ones need is made as they come."""
+    published, tuned = systems(device)
+    ours = Ours(published)
+    source, target, labels = planes(np.random.default_rng(0))
+    middle = labels[:, 0, WINDOW // 2, WINDOW // 2]
+    placed = [[system.place(x) for x in (source, target)] for system in (published, tuned)]
+    classes = torch.from_numpy(middle).to(device)
+    there = [jnp.asarray(a) for a in (source, target, middle)]
+    critic, generator = ours.nets["critic"], ours.nets["generator"]
+
+    program, took = compiled(ours.features, generator.params, there[0])
+    with torch.no_grad():
+        agree("features", np.moveaxis(np.asarray(program(generator.params, there[0])), -1, 1), published.generator(placed[0][0]), 1e-4)
+
+    def pass_by(system, x):
+        with torch.set_grad_enabled(not system.tuned):
+            return system.features(x)
+
+    works = [finish(functools.partial(pass_by, system, x[0])) for system, x in zip((published, tuned), placed)]
+    yield Case(
+        "generator, forward",
+        "16 x 3 planes 155x155",
+        lambda: jax.block_until_ready(program(generator.params, there[0])),
+        *works,
+        program,
+        took,
+        flops=SAMPLES * FLOPS,
+    )
+
+    features = jnp.concatenate([program(generator.params, x) for x in there[:2]])
+    inner, took = compiled(ours.critic_update, critic, features)
+    windows = [[pass_by(system, x).detach() for x in xs] for system, xs in zip((published, tuned), placed)]
+    works = [finish(functools.partial(system.critic_update, *x)) for system, x in zip((published, tuned), windows)]
+    agree("first loss of the critic", inner(critic, features)[1], exact(uda_torch.System.critic_loss_of, published, *windows[0]), 1e-5)
+    yield Case(
+        "critic update, features given",
+        "16 + 16 windows 25x25x96",
+        lambda: jax.block_until_ready(inner(critic, features)),
+        *works,
+        inner,
+        took,
+    )
+
+    step, took = compiled(ours.critic_step, critic, generator.params, *there[:2])
+    works = [finish(functools.partial(system.critic_step, *x)) for system, x in zip((published, tuned), placed)]
+    yield Case(
+        "critic update", "16 + 16 samples", lambda: jax.block_until_ready(step(critic, generator.params, *there[:2])), *works, step, took
+    )
+
+    fresh = systems(device)
+    move, took = compiled(ours.generator_step, generator, critic.params, *there)
+    agree(
+        "first loss of the generator",
+        move(generator, critic.params, *there)[1],
+        exact(functools.partial(uda_torch.System.generator_loss_of, weight=2.0), fresh[0], *placed[0], classes),
+        1e-5,
+    )
+    works = [finish(functools.partial(system.generator_step, *x, classes)) for system, x in zip(fresh, placed)]
+    yield Case(
+        "generator update", "16 + 16 samples", lambda: jax.block_until_ready(move(generator, critic.params, *there)), *works, move, took
+    )
+
+    yield block(device, fresh, 4)
+    yield source_step(device)
+
+
+def block(device, systems, updates: int) -> Case:
+    """The product's own train step: `updates` critic updates and one generator update, on its own crops each."""
+    config = uda_config.get_config()
+    with config.unlocked():
+        config.pretrain_blocks, config.critic.updates = 0, updates
+        config.streams.pool_source.count = config.streams.pool_target.count = (updates, SAMPLES)
+    rng = np.random.default_rng(1)
+    pools = [np.stack([planes(rng)[0] for _ in range(updates)]) for _ in range(2)]
+    source, target, labels = planes(rng)
+    batch = {name: {"hu": jnp.asarray(to_hu(x))} for name, x in zip(("pool_source", "pool_target"), pools)}
+    batch |= {"source": {"hu": jnp.asarray(to_hu(source)), "label": jnp.asarray(labels)}, "target": {"hu": jnp.asarray(to_hu(target))}}
+    task = train.build(config)
+    detector = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
+    state = task.init(jax.random.key(1), train.example_batch(config), detector)
+    program, took = compiled(task.train_step, state, batch, jax.random.key(2))
+    classes = torch.from_numpy(labels[:, 0, WINDOW // 2, WINDOW // 2]).to(device)
+
+    def theirs(system, pairs, last):
+        for pair in pairs:
+            system.critic_step(*pair)
+        return system.generator_step(*last, classes)
+
+    works = []
+    for system in systems:
+        pairs = [[system.place(x[i]) for x in pools] for i in range(updates)]
+        works.append(finish(functools.partial(theirs, system, pairs, [system.place(x) for x in (source, target)])))
+    return Case(
+        "UDA block",
+        f"{updates} + 1 updates",
+        lambda: jax.block_until_ready(program(state, batch, jax.random.key(2))),
+        *works,
+        program,
+        took,
+    )
+
+
+def source_step(device) -> Case:
+    """One step of source training with deep supervision on 16 samples, dropout as each side draws it."""
+    config = source_config.get_config()
+    with config.unlocked():
+        config.streams.source.count = (SAMPLES,)
+    x, _, labels = planes(np.random.default_rng(2))
+    task = train.build(config)
+    state = task.init(jax.random.key(0), train.example_batch(config))
+    batch = {"source": {"hu": jnp.asarray(to_hu(x)), "label": jnp.asarray(labels)}}
+    program, took = compiled(task.train_step, state, batch, jax.random.key(1))
+
+    def stepper(tuned):
+        layout = torch.channels_last if tuned else torch.contiguous_format
+        network = uda_torch.Dilated().to(device, memory_format=layout)
+        optimiser = torch.optim.Adam(network.parameters(), lr=5e-4)
+        loss = torch.compile(uda_torch.source_loss) if tuned else uda_torch.source_loss
+        inputs = torch.from_numpy(x).to(device).contiguous(memory_format=layout), torch.from_numpy(labels).to(device)
+
+        def step():
+            optimiser.zero_grad()
+            value = loss(network, *inputs)
+            value.backward()
+            optimiser.step()
+            return value
+
+        return finish(step)
+
+    return Case(
+        "source step",
+        "16 samples, deep supervision",
+        lambda: jax.block_until_ready(program(state, batch, jax.random.key(1))),
+        stepper(False),
+        stepper(True),
+        program,
+        took,
+    )

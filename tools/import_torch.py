@@ -1,0 +1,239 @@
+"""Read PyTorch weights in the key layout of Zhai's published code into a run that `score` and `train` take.
+
+    python tools/import_torch.py dilated SOURCE.pth --out runs/source [--check ARRAYS.npz]
+    python tools/import_torch.py generator G_15.pth --out runs/adapted --source runs/source
+    python tools/import_torch.py critic D.pth --out runs/adapted
+
+`dilated` (the whole first-stage network) makes a finished run of lessmann.py. `generator` (its three subnets), `neck` (its main
+head) and `critic` change the run in --out; where there is none, they make a run of uda.py at step 0 from the source run in --source,
+from which `train` adapts. Widths follow from the arrays. FILE is a state dict as torch.save wrote it (read with weights_only=True,
+which runs no code), or an .npz of the same keys, which needs no torch.
+
+--check runs the network in FILE on `x` [b, c, h, w] float32 as PyTorch takes it and compares with `y`: features of the generator;
+logits of dilated and probabilities of neck, at the centre or as a map, whichever shape y has; values of the critic. It prints the
+largest differences and fails above 1e-4, and then nothing is written. A run is written whole or not at all.
+"""
+
+import argparse
+import os
+import pathlib
+import shutil
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from cacjax import train
+from cacjax.models.critic import Critic
+from cacjax.models.dilated import PUBLISHED_DILATIONS, Dilated, centre
+from cacjax.task import Net, State
+from configs import lessmann
+from configs import uda as adaptation
+
+TOLERANCE = 1e-4
+NECK = {"conv1": "Conv_0", "conv2": "Conv_1"}
+CONV, NORM, LINEAR = {"weight": "kernel", "bias": "bias"}, {"weight": "scale", "bias": "bias"}, {"weight": "kernel", "bias": "bias"}
+IGNORED = ("running_mean", "running_var", "num_batches_tracked")  # the critic normalises with the batch in hand
+
+
+def read(path) -> dict:
+    """A state dict as numpy arrays by key."""
+    path = pathlib.Path(path)
+    if path.suffix == ".npz":
+        with np.load(path) as arrays:
+            return dict(arrays)
+    try:
+        import torch
+    except ImportError:
+        raise SystemExit(f"error: reading {path} needs PyTorch: pip install torch, or give an .npz of the same keys") from None
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise ValueError(f"{path} holds {type(state).__name__}, expected a state dict: tensors by key")
+    return {key: value.numpy() for key, value in state.items()}
+
+
+def places(kind: str, layers: int = 7) -> dict:
+    """{key in the state dict: path in our parameters}; `layers`: convolutions of a critic."""
+    modules = {}
+    if kind in ("generator", "dilated"):
+        for plane in range(3):
+            for layer in range(len(PUBLISHED_DILATIONS) + 1):
+                modules[f"subnets.{plane}.{2 * layer}"] = (f"subnets_{plane}", f"Conv_{layer}"), CONV
+    if kind == "dilated":
+        modules |= {f"auxClassifier{plane}.1": ((f"auxiliary_{plane}", "Conv_0"), CONV) for plane in range(3)}
+    if kind in ("dilated", "neck"):
+        modules |= {name: (("classifier", ours), CONV) for name, ours in NECK.items()}
+    if kind == "critic":
+        for layer in range(layers):
+            modules[f"module_seq.{3 * layer}"] = (f"Conv_{layer}",), CONV
+            modules[f"module_seq.{3 * layer + 1}"] = (f"BatchNorm_{layer}",), NORM
+        modules[f"module_seq.{3 * layers + 1}"] = ("Dense_0",), LINEAR
+    return {f"{key}.{part}": (*path, ours) for key, (path, parts) in modules.items() for part, ours in parts.items()}
+
+
+def convert(kind: str, state: dict) -> dict:
+    """Parameters for `network(kind, ...)`; raises ValueError that names every key that is missing, unknown or of another shape."""
+    state = {key: np.asarray(value) for key, value in state.items() if not key.endswith(IGNORED)}
+    where = places(kind, sum(value.ndim == 4 for value in state.values()))
+    wrong = [f"{key}: missing" for key in where if key not in state]
+    wrong += [f"{key}: found {state[key].shape}, expected no such key" for key in state if key not in where]
+    if wrong:
+        raise ValueError(f"not the state dict of a {kind}:\n  " + "\n  ".join(wrong))
+    params = {}
+    for key, path in where.items():
+        inner = params
+        for name in path[:-1]:
+            inner = inner.setdefault(name, {})
+        value = state[key]
+        inner[path[-1]] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+    _check_shapes(kind, params, state, where)
+    return params
+
+
+def _check_shapes(kind, params, state, where):
+    model, sample = network(kind, params)
+    expected = jax.eval_shape(model.init, jax.random.key(0), sample)["params"]
+    wrong = []
+    for key, path in where.items():
+        ours = expected
+        for name in path:
+            ours = ours[name]
+        shape = (ours.shape[3], ours.shape[2], *ours.shape[:2]) if len(ours.shape) == 4 else ours.shape[::-1]
+        if state[key].shape != shape:
+            wrong.append(f"{key}: found {state[key].shape}, expected {shape}")
+    if wrong:
+        raise ValueError(f"not the state dict of a {kind}:\n  " + "\n  ".join(wrong))
+
+
+def network(kind: str, params):
+    """The network that parameters belong to, by their widths, and the shape of an input."""
+    if kind == "critic":
+        names = [f"Conv_{layer}" for layer in range(sum(name.startswith("Conv") for name in params))]
+        side = 2 * len(names) + round(params["Dense_0"]["kernel"].shape[0] ** 0.5)
+        channels = tuple(params[name]["kernel"].shape[-1] for name in names)
+        return Critic(channels), jax.ShapeDtypeStruct((2, side, side, params["Conv_0"]["kernel"].shape[2]), jnp.float32)
+    options = {}
+    if "classifier" in params:
+        first, second = (params["classifier"][name]["kernel"].shape for name in NECK.values())
+        options = {"width": first[2] // 3, "hidden": first[3], "classes": second[3]}
+    if "subnets_0" in params:
+        options["width"] = params["subnets_0"]["Conv_0"]["kernel"].shape[3]
+    return Dilated(**options), jax.ShapeDtypeStruct((1, 3, 155, 155, 1), jnp.float32)
+
+
+def compute(kind: str, params, x, shape):
+    """What PyTorch's network of that kind gives for x [b, c, h, w], as an array of `shape`."""
+    model, _ = network(kind, params)
+    run = jax.jit(lambda x, **options: model.apply({"params": params}, x, **options), static_argnames="method")
+    if kind == "critic":
+        return np.asarray(run(x.transpose(0, 2, 3, 1))).reshape(shape)
+    maps = x.transpose(0, 2, 3, 1) if kind == "neck" else run(x[..., None], method="features")
+    if kind != "generator":
+        maps = run(maps if len(shape) == 4 and shape[-1] > 1 else centre(maps), method="classify")
+    if kind == "neck":
+        maps = jax.nn.softmax(maps)
+    return np.asarray(maps).transpose(0, 3, 1, 2).reshape(shape)
+
+
+def check(kind: str, params, path) -> None:
+    """Compare with recorded values; raises ValueError where they differ by more than 1e-4."""
+    with np.load(path) as arrays:
+        if not {"x", "y"} <= set(arrays):
+            raise ValueError(f"{path} holds {sorted(arrays)}, expected x and y")
+        x, y = arrays["x"].astype(np.float32), arrays["y"]
+    difference = np.abs(compute(kind, params, x, y.shape) - y).max()
+    relative = difference / max(np.abs(y).max(), np.finfo(np.float32).tiny)
+    print(f"largest difference {difference:.2e} absolute, {relative:.2e} of the largest value")
+    if not difference <= TOLERANCE:
+        raise ValueError(f"{path}: differs by {difference:.2e}, expected at most {TOLERANCE:g}")
+
+
+def make_run(kind: str, params, out, source):
+    """(config, State) of the run that the parameters go into."""
+    if kind == "dilated":
+        config = lessmann.get_config()
+        with config.unlocked():
+            config.model.update(_widths(params))
+        state = train.build(config).init(jax.random.key(0), train.example_batch(config))
+        nets = {"detector": state.nets["detector"]._replace(params={"params": params})}
+        return config, State(jnp.asarray(config.steps, jnp.int32), nets)
+    if (pathlib.Path(out) / "config.json").exists():
+        config, state = train.restore(out)
+    elif source:
+        config, state = _adaptation(source, params if kind == "critic" else None)
+    else:
+        raise ValueError(f"{kind} is part of a system: give --source, a run of lessmann.py, or an --out that holds a run")
+    return config, State(state.step, state.nets | _replaced(kind, params, state.nets))
+
+
+def _adaptation(source, critic):
+    before, state = train.restore(source)
+    if before.task != "lessmann":
+        raise ValueError(f"{source} is a run of {before.task}, expected lessmann")
+    config = adaptation.get_config()
+    with config.unlocked():
+        config.source, config.source_workdir = before, str(pathlib.Path(source).absolute())
+        config.model = before.model.copy_and_resolve_references()
+        if critic:
+            config.critic.channels = network("critic", critic)[0].channels
+    return config, train.build(config).init(jax.random.key(0), train.example_batch(config), state)
+
+
+def _widths(params) -> dict:
+    model, _ = network("dilated", params)
+    return {"width": model.width, "hidden": model.hidden, "classes": model.classes}
+
+
+def _replaced(kind, params, nets) -> dict:
+    """The network of a run that holds these parameters, with them; its optimiser starts afresh."""
+    if kind == "critic" and "critic" not in nets:
+        raise ValueError(f"the run in --out holds {', '.join(nets)}, expected a run of uda.py, which has a critic")
+    name = "critic" if kind == "critic" else "detector" if "detector" in nets else {"generator": "generator", "neck": "heads"}[kind]
+    net = nets[name]
+    whole = name in ("critic", "detector")
+    new = {"params": net.params["params"] | params} if whole else net.params | params
+    shapes = [jax.tree.map(lambda a: tuple(a.shape), tree) for tree in (net.params, new)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"the run in --out has another {kind}: found {shapes[1]}, expected {shapes[0]}")
+    return {name: Net(new, net.stats, jax.tree.map(jnp.zeros_like, net.opt))}
+
+
+def save(out, config, state) -> None:
+    """Write a run beside `out`, then put it in its place."""
+    out = pathlib.Path(out).absolute()
+    made, old = out.with_name(f"{out.name}.importing"), out.with_name(f"{out.name}.replaced")
+    shutil.rmtree(made, ignore_errors=True)
+    train.keep_config(config, made)
+    with train.checkpoints(made) as manager:
+        manager.save(int(state.step), args=train.ocp.args.StandardSave(state))
+    if out.exists():
+        os.rename(out, old)
+    os.rename(made, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def main() -> None:
+    """Import what the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kind", choices=("generator", "dilated", "neck", "critic"), help="which network FILE holds")
+    parser.add_argument("file", metavar="FILE", help="state dict (.pth), or the same as .npz")
+    parser.add_argument("--out", required=True, help="folder of the run")
+    parser.add_argument("--source", help="run of the source network, for a new run of uda.py")
+    parser.add_argument("--check", metavar="ARRAYS.npz", help="compare with the y that PyTorch gave for x")
+    options = parser.parse_args()
+    try:
+        params = convert(options.kind, read(options.file))
+        if options.check:
+            check(options.kind, params, options.check)
+        config, state = make_run(options.kind, params, options.out, options.source)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    save(options.out, config, state)
+    print(f"wrote {options.out}: a run of {config.task}.py at step {int(state.step)}")
+
+
+if __name__ == "__main__":
+    main()
