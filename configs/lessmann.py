@@ -67,9 +67,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def make_tiny(config: ConfigDict) -> None:
     """The laptop path: what of the method works in minutes on two CPU cores."""
-    config.steps = 1200
+    config.steps = 2000
     config.log_every = 25
-    config.checkpoint_every = 300
+    config.checkpoint_every = 500
     config.model.width = 16
     config.model.dilations = (1, 1, 2, 4, 8, 16)
     config.model.hidden = 32
