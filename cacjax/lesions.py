@@ -25,7 +25,7 @@ class Lesions(NamedTuple):
 
     artery: class of most voxels, ties to the smallest, 0 if none. centroid [.., 3]: (z, y, x) in voxels. low, high [.., 3]: box,
     high exclusive. touches_border: cut by the edge of the volume. area_mm2, slice_peak_hu [.., z]: all pixels of the lesion in
-    that slice (peak -inf where none). Unused rows have 0 voxels.
+    that slice (peak -inf where none), [.., 0] where not asked for (`by_slice=False`). Unused rows have 0 voxels.
     """
 
     n: jax.Array
@@ -75,44 +75,47 @@ def label(mask, *, connectivity=26, buckets=runs.BUCKETS):
     return runs.in_bucket(work, packed, runs.capacities(packed.words.shape, buckets))
 
 
-@functools.partial(jax.jit, static_argnames=("capacity",))
-def table(labels, n, hu, artery, spacing_mm, *, capacity=CAPACITIES[0]):
-    """`Lesions` of labels 1..n. artery: class volume, 0..6. Rows beyond capacity are dropped and flagged; see `full_table`."""
+@functools.partial(jax.jit, static_argnames=("capacity", "by_slice"))
+def table(labels, n, hu, artery, spacing_mm, *, capacity=CAPACITIES[0], by_slice=True):
+    """`Lesions` of labels 1..n. artery: class volume, 0..6. Rows beyond capacity are dropped and flagged; see `full_table`.
+
+    by_slice: also area and peak of each lesion in each slice, 8 bytes each: a million lesions of 256 slices would be 2 GB.
+    """
     before = jnp.pad(labels[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
     packed = runs.find(labels > 0, labels != before)
     spacing_mm = jnp.asarray(spacing_mm, jnp.float32)
 
     def work(found):
         row = jnp.where(found.valid, labels[runs.place(found, labels.shape)] - 1, capacity)
-        return _measure(found, packed.n, row, hu, artery, capacity)
+        return _measure(found, packed.n, row, hu, artery, capacity, by_slice)
 
     sums, tops, peaks, areas, slice_peaks = runs.in_bucket(work, packed)
     return _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, labels.shape)
 
 
-@functools.partial(jax.jit, static_argnames=("connectivity", "capacity"))
-def find(mask, hu, artery, spacing_mm, *, connectivity=26, capacity=CAPACITIES[0]):
-    """`label` and `table` at once, without the volume of labels, which costs more than all the rest."""
+@functools.partial(jax.jit, static_argnames=("connectivity", "capacity", "by_slice"))
+def find(mask, hu, artery, spacing_mm, *, connectivity=26, capacity=CAPACITIES[0], by_slice=True):
+    """`label` and `table` at once, without the volume of labels, which costs more than all the rest; options of both."""
     mask = mask.astype(bool)
     packed = runs.find(mask)
 
     def work(found):
         component, n = runs.components(found, packed, mask.shape, connectivity=connectivity)
-        return n, _measure(found, packed.n, jnp.where(found.valid, component - 1, capacity), hu, artery, capacity)
+        return n, _measure(found, packed.n, jnp.where(found.valid, component - 1, capacity), hu, artery, capacity, by_slice)
 
     n, measured = runs.in_bucket(work, packed)
     return _as_table(n, capacity, *measured, jnp.asarray(spacing_mm, jnp.float32), mask.shape)
 
 
-def full_table(labels, n, hu, artery, spacing_mm):
-    """`table` with a capacity that holds all n lesions: tries the smallest and, where it overflows, one that fits (host)."""
+def full_table(labels, n, hu, artery, spacing_mm, *, by_slice=True):
+    """`table` with the smallest capacity that holds all n lesions (n is read on the host)."""
     capacity = next((c for c in CAPACITIES if c >= int(n)), int(n))
-    return table(labels, n, hu, artery, spacing_mm, capacity=capacity)
+    return table(labels, n, hu, artery, spacing_mm, capacity=capacity, by_slice=by_slice)
 
 
-def _measure(found, n, row, hu, artery, capacity):
-    """Integer sums and maxima, a tuple of [capacity] per field, peaks, and by slice voxels and peaks [capacity, z]."""
-    depth = hu.shape[0]
+def _measure(found, n, row, hu, artery, capacity, by_slice):
+    """Integer sums and maxima, a tuple of [capacity] per field, peaks, and by slice voxels and peaks [capacity, z] (else [capacity, 0])."""
+    depth = hu.shape[0] if by_slice else 0
     empty = (
         (jnp.zeros((capacity,), jnp.int32),) * (11 + N_CLASSES - 1),
         (jnp.full((capacity,), -(2**31) + 1, jnp.int32),) * 6,
@@ -135,8 +138,8 @@ def _measure(found, n, row, hu, artery, capacity):
             tuple(a.at[row].add(b, mode="drop") for a, b in zip(sums, fields + _votes(found.word, ones, artery))),
             tuple(a.at[row].max(b, mode="drop") for a, b in zip(tops, (z, y, x + length - 1, -z, -y, -x))),
             peaks.at[row].max(peak, mode="drop"),
-            areas.at[row, z].add(length, mode="drop"),
-            slice_peaks.at[row, z].max(peak, mode="drop"),
+            areas.at[row, z].add(length, mode="drop") if by_slice else areas,
+            slice_peaks.at[row, z].max(peak, mode="drop") if by_slice else slice_peaks,
         )
 
     sums, tops, *rest = runs.fold_chunks(step, empty, row, *found, n=n)

@@ -91,14 +91,24 @@ def test_running_sum_and_max_are_exact():
 def test_bench_writes_the_documented_rows(tmp_path):
     pytest.importorskip("cc3d")
     bench = pathlib.Path(__file__).parent.parent / "tools" / "bench" / "labelling.py"
-    command = [bench, "--quick", "--rounds", "1", "--cases", "blobs", "--connectivity", "26", "--out", tmp_path / "r.json"]
+    out = tmp_path / "r.json"
+    command = [bench, "--quick", "--rounds", "1", "--cases", "blobs", "--connectivity", "26", "--out", out]
     subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
-    result = json.loads((tmp_path / "r.json").read_text())
+    result = json.loads(out.read_text())
     assert {"device", "versions", "date", "command", "rows"} <= set(result)
-    assert [(row["case"], row["connectivity"]) for row in result["rows"]] == [("blobs", 26)]
-    for row in result["rows"]:
+    # A row of another case stays, one of this case and connectivity is replaced.
+    out.write_text(json.dumps(result | {"rows": [{"case": "thorax", "connectivity": 6}, {"case": "blobs", "connectivity": 26}]}))
+    subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["case"], row["connectivity"]) for row in rows] == [("thorax", 6), ("blobs", 26)]
+    for row in rows[1:]:
+        assert len(row["load"]) == 3 and row["by_slice"]
         assert all(row[name] > 0 for name in ("ours_ms", "dense_ms", "cc3d_ms", "scipy_ms", "table_ms", "cc3d_table_ms"))
         assert row["components"] > 0
+    # Figures of other versions are never mixed.
+    out.write_text(json.dumps(result | {"versions": {}}))
+    refused = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
+    assert refused.returncode and "write to another file" in refused.stderr
 
 
 def spiral(size):
@@ -231,6 +241,17 @@ def test_find_is_label_and_table_at_once(connectivity):
     labels, n = lesions.label(mask, connectivity=connectivity)
     apart = lesions.table(labels, n, hu, artery, SPACING, capacity=512)
     jax.tree.map(np.testing.assert_array_equal, lesions.find(mask, hu, artery, SPACING, connectivity=connectivity), apart)
+
+
+def test_table_without_slices_is_the_same_but_for_them():
+    rng = np.random.default_rng(9)
+    mask = rng.random((3, 40, 40)) < 0.1
+    hu, artery = rng.normal(300, 99, mask.shape).astype(np.float32), rng.integers(0, 4, mask.shape).astype(np.uint8)
+    whole = lesions.find(mask, hu, artery, SPACING)
+    short = lesions.find(mask, hu, artery, SPACING, by_slice=False)
+    assert short.area_mm2.shape == short.slice_peak_hu.shape == (512, 0)
+    same = {"area_mm2": None, "slice_peak_hu": None}
+    jax.tree.map(np.testing.assert_array_equal, short._replace(**same), whole._replace(**same))
 
 
 def test_table_votes():

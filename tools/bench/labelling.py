@@ -12,11 +12,13 @@ already where it is worked on. Counts of components are compared on the way; a d
   scipy_ms skimage_ms cc3d_ms cupyx_ms
                   their label volume; null where absent or, as scikit-image by slices, not offered. cc3d goes slice by slice for 8
   table_ms        from the mask to the table of lesions (`lesions.find`): voxels, volume, HU sum, peak, box, centroid, artery, per-slice
-                  area and peak; null where components are more than 65,536, which no table [lesions, slices] is made for
+                  area and peak; without the last two, here and by cc3d, where components are more than 65,536 ("by_slice": false)
   cc3d_table_ms   cc3d's labels and the same table by numpy on the voxels of the foreground
 
-JSON: {"device", "versions", "date", "command", "cores", "rounds", "rows": [{"case", "connectivity", "shape", "voxels",
-"components", and the columns above}]}.
+JSON: {"device", "cores", "versions", "date", "command", "rows": [{"case", "connectivity", "shape", "voxels", "components",
+"by_slice", "rounds", "load", and the columns above}]}; load: the averages of the last 1, 5 and 15 minutes before the row was timed
+(more than 1 to start with: other work shared the machine). Where --out exists, rows of the same case and connectivity are replaced
+and the others kept, if device, cores and versions are the same; else the program stops before it times anything.
 """
 
 import argparse
@@ -49,7 +51,8 @@ CASES = {"blobs": 256, "thorax": 256, "percolation": 64, "spiral": 64, "ccta": N
 CONNECTIVITY = (8, 6, 18, 26)
 SPACING_MM = (1.5, 0.4, 0.4)
 COLUMNS = ("ours_ms", "dense_ms", "scipy_ms", "skimage_ms", "cc3d_ms", "cupyx_ms", "table_ms", "cc3d_table_ms")
-MOST_LESIONS = lesions.CAPACITIES[2]
+MOST_BY_SLICE = lesions.CAPACITIES[2]  # a million lesions in 256 slices would be 2 GB
+PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "scikit-image", "connected-components-3d")
 
 
 @functools.partial(jax.jit, static_argnames="connectivity")
@@ -78,8 +81,8 @@ def label_cc3d(mask, connectivity):
     return list(zip(*(cc3d.connected_components(plane, connectivity=8, return_N=True) for plane in mask)))
 
 
-def table_cc3d(mask, hu, artery, connectivity):
-    """The columns of `lesions.Lesions` by cc3d and numpy, on the voxels of the foreground."""
+def table_cc3d(mask, hu, artery, connectivity, *, by_slice=True):
+    """The columns of `lesions.Lesions` by cc3d and numpy, on the voxels of the foreground; by_slice False: not area and peak by slice."""
     labels, n = label_cc3d(mask, connectivity)
     at = np.flatnonzero(mask)
     z, y, x = np.unravel_index(at, mask.shape)
@@ -92,15 +95,19 @@ def table_cc3d(mask, hu, artery, connectivity):
     voxels = np.bincount(k, minlength=n)
     sums = [np.bincount(k, weights=a, minlength=n) for a in (values, z, y, x)]
     votes = np.bincount(k * lesions.N_CLASSES + artery.ravel()[at], minlength=n * lesions.N_CLASSES).reshape(n, -1)[:, 1:]
-    peak, slice_peak = np.full(n, -np.inf, np.float32), np.full(n * depth, -np.inf, np.float32)
-    np.maximum.at(slice_peak, k * depth + z, values.astype(np.float32))
-    slice_peak = slice_peak.reshape(n, depth)
-    peak = slice_peak.max(1) if n else peak
+    peak, area, slice_peak = np.full(n, -np.inf, np.float32), None, None
+    if by_slice:
+        slice_peak = np.full(n * depth, -np.inf, np.float32)
+        np.maximum.at(slice_peak, k * depth + z, values.astype(np.float32))
+        slice_peak = slice_peak.reshape(n, depth)
+        peak = slice_peak.max(1) if n else peak
+        area = np.bincount(k * depth + z, minlength=n * depth).reshape(n, depth) * (SPACING_MM[1] * SPACING_MM[2])
+    else:
+        np.maximum.at(peak, k, values.astype(np.float32))
     low, high = np.full((3, n), 2**31 - 1, np.int32), np.zeros((3, n), np.int32)
     for i, axis in enumerate((z, y, x)):
         np.minimum.at(low[i], k, axis.astype(np.int32))
         np.maximum.at(high[i], k, axis.astype(np.int32) + 1)
-    area = np.bincount(k * depth + z, minlength=n * depth).reshape(n, depth) * (SPACING_MM[1] * SPACING_MM[2])
     kind = np.where(votes.any(1), 1 + votes.argmax(1), 0)
     return n, voxels, voxels * np.prod(SPACING_MM), sums[0], peak, low, high, np.stack(sums[1:]) / voxels, kind, area, slice_peak
 
@@ -109,22 +116,23 @@ def contenders(mask, hu, artery, connectivity):
     """{column: function that returns the number of components, once all is done}."""
     on_device = [jnp.asarray(a) for a in (mask, hu, artery)]
     count = int(number_runs(on_device[0], connectivity=connectivity)[0])
-    capacity = next((c for c in lesions.CAPACITIES if c >= count), None)
+    kind = {"connectivity": connectivity, "capacity": next((c for c in lesions.CAPACITIES if c >= count), count)}
+    by_slice = count <= MOST_BY_SLICE
 
     def table():
-        return jax.block_until_ready(lesions.find(*on_device, SPACING_MM, connectivity=connectivity, capacity=capacity)).n
+        return jax.block_until_ready(lesions.find(*on_device, SPACING_MM, by_slice=by_slice, **kind)).n
 
     chosen = {
         "ours_ms": lambda: jax.block_until_ready(number_runs(on_device[0], connectivity=connectivity))[0],
         "dense_ms": lambda: jax.block_until_ready(lesions.label(on_device[0], connectivity=connectivity))[1],
         "scipy_ms": lambda: ndimage.label(mask, structure(connectivity))[1],
         "cc3d_ms": lambda: np.sum(label_cc3d(mask, connectivity)[1]),
+        "table_ms": table,
+        "cc3d_table_ms": lambda: table_cc3d(mask, hu, artery, connectivity, by_slice=by_slice)[0],
     }
     if connectivity != 8:
-        kind = {6: 1, 18: 2, 26: 3}[connectivity]
-        chosen["skimage_ms"] = lambda: measure.label(mask, connectivity=kind, return_num=True)[1]
-    if count <= MOST_LESIONS:
-        chosen |= {"table_ms": table, "cc3d_table_ms": lambda: table_cc3d(mask, hu, artery, connectivity)[0]}
+        steps = {6: 1, 18: 2, 26: 3}[connectivity]
+        chosen["skimage_ms"] = lambda: measure.label(mask, connectivity=steps, return_num=True)[1]
     if jax.default_backend() == "gpu" and importlib.util.find_spec("cupy"):
         import cupy
         from cupyx.scipy import ndimage as cupy_ndimage
@@ -180,6 +188,17 @@ def show(row) -> None:
     print(f"{row['case']:12} {row['connectivity']:2}  {times}  |  {', '.join(ratios)}", flush=True)
 
 
+def earlier_rows(path, result) -> dict:
+    """{(case, connectivity): row} of the file at path, none where there is no file; SystemExit if not of the same device and versions."""
+    if path is None or not path.exists():
+        return {}
+    earlier = json.loads(path.read_text())
+    for name in ("device", "cores", "versions"):
+        if earlier[name] != result[name]:
+            raise SystemExit(f"{path} has {name} {earlier[name]}, this run {result[name]}: write to another file")
+    return {(row["case"], row["connectivity"]): row for row in earlier["rows"]}
+
+
 def main() -> None:
     """Run the cases, print a line for each, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -189,26 +208,26 @@ def main() -> None:
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES), help="default: all")
     parser.add_argument("--connectivity", nargs="+", type=int, choices=CONNECTIVITY, default=CONNECTIVITY, help="default: all")
     options = parser.parse_args()
-    rows = []
+    result = {
+        "device": device(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
+        "date": datetime.date.today().isoformat(),
+        "command": " ".join(["python", *sys.argv]),
+    }
+    kept = earlier_rows(options.out, result)
     for name in options.cases:
         mask, hu, artery = case(name, options.quick)
         for connectivity in options.connectivity:
+            load = [round(average, 2) for average in os.getloadavg()]
             times, count = race(contenders(mask, hu, artery, connectivity), options.rounds)
             about = {"case": name, "connectivity": connectivity, "shape": mask.shape, "voxels": int(mask.sum()), "components": count}
-            rows.append(about | {column: times.get(column) and round(times[column], 3) for column in COLUMNS})
-            show(rows[-1])
-    packages = ("jax", "jaxlib", "numpy", "scipy", "scikit-image", "connected-components-3d")
-    result = {
-        "device": device(),
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in packages},
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "rounds": options.rounds,
-        "rows": rows,
-    }
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+            about |= {"by_slice": count <= MOST_BY_SLICE, "rounds": options.rounds, "load": load}
+            row = about | {column: times.get(column) and round(times[column], 3) for column in COLUMNS}
+            show(row)
+            kept[name, connectivity] = row
+            if options.out:  # after every row: what was measured stays, should the next one be cut short
+                options.out.write_text(json.dumps(result | {"rows": list(kept.values())}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
