@@ -43,7 +43,8 @@ def make(config) -> Task:
 
     def pool_of(generator, heads, crops):
         """Features [chunks * b, n, n, c] of crops [chunks, b, ...], a chunk at a time to bound memory."""
-        maps = lax.map(lambda hu: features(generator, heads, hu), crops["hu"])
+        params = join(generator, heads)
+        maps = lax.map(lambda hu: model.apply(params, normalise(hu), method="features_by_sample"), crops["hu"])
         return maps.reshape(-1, *maps.shape[2:])
 
     def values(params, source, target):
