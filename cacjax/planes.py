@@ -23,7 +23,7 @@ AIR_HU = -1000.0
 FEATURE_BYTES = 2**29  # bound on the feature vectors of one chunk of wanted voxels
 BLOCK = 4096  # voxels classified at once
 PLANES_AT_ONCE = {"cpu": 1}  # on CPU one plane at a time stays in the cache; 16 elsewhere
-LEAST_SIDE, GROWTH = 16, 1.35  # of the sizes of rectangles: their cost goes up by about this factor per side
+LEAST_SIDE, GROWTH = 32, 1.5  # of the sizes of rectangles: cost goes up by at most this factor per side; each is compiled
 STEP = 32  # rectangles between two looks at the progress bar
 NONE = -1
 
@@ -136,13 +136,13 @@ def _chunk(packed, number, capacity):
 
 def sizes(shape):
     """Sides (height <= width) that rectangles in planes of a volume of this shape are rounded up to, by ascending cost."""
-    halo = 98  # what the layers of the published network read around a rectangle, on average
-    longest = max(shape)
-    ladder = [min(LEAST_SIDE, longest)]
-    while ladder[-1] < longest:
-        ladder.append(min(longest, -(-int((ladder[-1] + halo) * GROWTH - halo) // 8) * 8))
+    halo, longest = 98, max(shape)  # what the layers of the published network read around a rectangle, on average
+    least = min(LEAST_SIDE, longest)
+    steps = max(1, int(np.ceil(np.log((longest + halo) / (least + halo)) / np.log(GROWTH))))
+    even = (least + halo) * ((longest + halo) / (least + halo)) ** (np.arange(1, steps + 1) / steps) - halo
+    ladder = sorted({least, *(min(longest, -(-int(side) // 8) * 8) for side in even)} | {longest})
     # Very long ones are rare and take the size of less long ones.
-    pairs = [(a, b) for j, b in enumerate(ladder) for a in ladder[max(0, j - 3) : j + 1]]
+    pairs = [(a, b) for j, b in enumerate(ladder) for a in ladder[max(0, j - 2) : j + 1]]
     return sorted(pairs, key=lambda side: (side[0] + halo) * (side[1] + halo))
 
 
