@@ -44,14 +44,15 @@ class Protocol(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """hu, clean, calcium float32 [z, y, x]; cls uint8: class of the largest calcium contribution; lesions: (lesion number,
-    calcium voxels above a level) see `simulate`; timing: when each slice was seen."""
+    """hu, clean, calcium float32 [z, y, x]; cls uint8: class of the largest calcium contribution; structures: see `layers`;
+    lesions: (lesion number, calcium voxels above a level) see `simulate`; timing: when each slice was seen."""
 
     hu: np.ndarray
     clean: np.ndarray
     calcium: np.ndarray
     cls: np.ndarray
     heart: np.ndarray
+    structures: np.ndarray
     seen: dict
     timing: motion.Timing
 
@@ -188,7 +189,7 @@ def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noi
     optics = Optics(protocol.fwhm_mm / FWHM, protocol.thickness_mm, 0.18 * protocol.thickness_mm + 0.15)
     psf = (optics.sigma_mm, protocol.thickness_mm / np.sqrt(12))
     couch = protocol.kind in ("chest", "rtp")
-    clean, heart = render(patient.anatomy, grid, timing, protocol.blood, psf, couch)
+    clean, heart, structures = render(patient.anatomy, grid, timing, protocol.blood, psf, couch)
     _add_arteries(clean, patient, protocol, grid, timing, optics)
     calcium, cls, seen = _calcium(patient, protocol, grid, timing, optics)
     clean += calcium
@@ -199,7 +200,7 @@ def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noi
         noise.boost_edges(hu, grid)
     noise.add_noise(hu, grid, protocol, noise_seed, rays.noise)
     hu = np.clip(np.round(hu), -1024, 3071).astype(np.int16)
-    return Scan(hu, clean, calcium, cls, heart, seen, timing)
+    return Scan(hu, clean, calcium, cls, heart, structures, seen, timing)
 
 
 def _moving(points, beat, amplitude, timing):

@@ -31,7 +31,7 @@ class Beam(NamedTuple):
 def scan_beam(anatomy, grid: Grid, timing, protocol, couch: bool, calcium, centre_mm) -> Beam:
     """Simulate the beam for one scan; calcium [z, y, x] HU on `grid`; centre_mm [3]: where the noise has its nominal value."""
     scout_grid, scout_timing = _scout(grid, timing)
-    scout, _ = render(anatomy, scout_grid, scout_timing, protocol.blood, (BLUR_MM, BLUR_MM), couch)
+    scout, *_ = render(anatomy, scout_grid, scout_timing, protocol.blood, (BLUR_MM, BLUR_MM), couch)
     scout += _binned(calcium, grid, scout_grid)
     water = WATER_PER_MM * np.clip(scout + 1000.0, 0, None) / 1000.0
     dense = WATER_PER_MM * np.where(scout > DENSE_HU, scout, 0.0) / 1000.0

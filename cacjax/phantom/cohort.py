@@ -18,7 +18,8 @@ _HEART_MARGIN_MM = 4.0
 
 
 class Phantom(NamedTuple):
-    """One synthetic scan: hu int16, label uint8, heart bool, calcium float32 (noise-free, HU), clean float32, all [z, y, x].
+    """One synthetic scan: hu int16, label uint8, heart bool (all in the pericardium), structures uint8 (see `layers.STRUCTURES`), calcium
+    float32 (noise-free, HU), clean float32, all [z, y, x].
 
     affine [4, 4] maps (z, y, x, 1) to LPS mm; truth: see `make_scan`.
     """
@@ -26,6 +27,7 @@ class Phantom(NamedTuple):
     hu: np.ndarray
     label: np.ndarray
     heart: np.ndarray
+    structures: np.ndarray
     calcium: np.ndarray
     clean: np.ndarray
     affine: np.ndarray
@@ -80,7 +82,7 @@ def _scan(patient: Patient, settings: Protocol, seed, scan_seed, shape, spacing_
     label = observer.mark(scan, threshold, settings.contrast)
     truth = _truth(patient, settings, scan, label, grid) | {"threshold_hu": threshold, "aorta_hu": mean, "aorta_sd": sd}
     truth = {"seed": seed, "scan_seed": scan_seed} | truth
-    return Phantom(scan.hu, label, scan.heart, scan.calcium, scan.clean, affine_of(grid), truth)
+    return Phantom(scan.hu, label, scan.heart, scan.structures, scan.calcium, scan.clean, affine_of(grid), truth)
 
 
 def heart_centre(patient: Patient):

@@ -43,10 +43,10 @@ def atrial_body(p, a):
 
 
 def great_vessels(p, a):
-    """Vessel lumina: dict ao, pa, root (both trunks inside the sac), rlpa, svc, ivc, pv, cs of surfaces."""
+    """Vessel lumina: dict ascending (aorta, with its root), ao, pa, root (both trunks inside the sac), rlpa, svc, ivc, pv, cs of surfaces."""
     descending = list(zip(a["ao_seg"], a["ao_segr"]))
     tubes = chains(p, {
-        "root": [(a["ao"][:4], a["ao_r"][:4])],
+        "ascending": [(a["ao"][:4], a["ao_r"][:4])],
         "ao": descending,
         "trunk": [(a["pa"][:2], a["pa_r"][:2])],
         "pa": [(a["pa"], a["pa_r"])],
@@ -56,8 +56,8 @@ def great_vessels(p, a):
         "pv": [(vein, PULMONARY_VEIN_RADII) for vein in a["pv"]],
         "cs": [(a["cs"], (3.5, 4.0, 5.0))],
     })  # fmt: skip
-    tubes["ao"] = union([tubes["root"], tubes["ao"]])
-    tubes["root"] = union([tubes["root"], tubes.pop("trunk")])
+    tubes["ao"] = union([tubes["ascending"], tubes["ao"]])
+    tubes["root"] = union([tubes["ascending"], tubes.pop("trunk")])
     return tubes
 
 

@@ -10,6 +10,8 @@ from cacjax.phantom.surfaces import blend, normal_cdf, smoothstep
 from cacjax.phantom.thorax import lung_vessels
 
 AIR_HU = -1000.0
+# Classes of a segmentation by surface, as `paint_heart` puts one over the other; thin walls count to their chamber.
+STRUCTURES = {"ra": 4, "la": 3, "rv": 2, "lv": 5, "lvc": 1, "pa": 0, "ascending": 6}
 
 
 def sharpen(surfaces, psf_mm, extra_variance):
@@ -136,6 +138,15 @@ def paint_heart(hu, f, a, blood):
         hu = put(hu, 0.9 * muscle, name + "_wall")
         hu = put(hu, blood[value], name)
     return blend(hu, myocardium, 0.55 * layer(f, "base", -0.9, 0.9) * inside(f, "lvc", -2.0))
+
+
+def structures(f):
+    """The class of STRUCTURES that a voxel belongs to, uint8; 0 where none."""
+    label = jnp.zeros(f["sac"].shape, jnp.uint8)
+    for name, number in STRUCTURES.items():
+        inside_it = f[name] < 0
+        label = jnp.where(inside_it & (f["base"] > 0.5) if name == "lv" else inside_it, number, label)
+    return label.astype(jnp.uint8)
 
 
 def _paint_airways(hu, f, a, put):

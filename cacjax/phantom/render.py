@@ -39,18 +39,18 @@ class Grid(NamedTuple):
 
 
 def render(anatomy: dict, grid: Grid, timing, blood: dict, psf_mm, couch: bool):
-    """Draw everything but coronary arteries and calcium: (hu float32 [z, y, x], heart bool [z, y, x]).
+    """Draw everything but coronary arteries and calcium: (hu float32, heart bool, structures uint8 (see `layers`)), all [z, y, x].
 
     psf_mm: standard deviations (in plane, slice); blood: HU per compartment; couch: whether a couch lies under the patient.
     """
     m, n = max(1, int(FIELD_STEP_MM / max(grid.spacing_mm[1:]))), TILE_CELLS
     scene = _scene(anatomy, timing, blood, psf_mm, couch)
-    hu, heart = np.empty(grid.shape, np.float32), np.zeros(grid.shape, bool)
+    drawn = np.empty(grid.shape, np.float32), np.zeros(grid.shape, bool), np.zeros(grid.shape, np.uint8)
     depth, height, width = grid.shape
     corners = [(k, i, j) for k in range(0, depth, SLICES) for i in range(0, height, n * m) for j in range(0, width, n * m)]
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda corner: _draw_tile(hu, heart, corner, grid, timing, scene, m, n), corners))
-    return hu, heart
+        list(pool.map(lambda corner: _draw_tile(drawn, corner, grid, timing, scene, m, n), corners))
+    return drawn
 
 
 def _scene(anatomy, timing, blood, psf_mm, couch):
@@ -67,7 +67,7 @@ def _scene(anatomy, timing, blood, psf_mm, couch):
     }
 
 
-def _draw_tile(hu, heart, corner, grid, timing, scene, m, n):
+def _draw_tile(drawn, corner, grid, timing, scene, m, n):
     k, i, j = corner
     ks = np.minimum(np.arange(k, k + SLICES), grid.shape[0] - 1)
     z, y, x = (grid.axis(axis) for axis in range(3))
@@ -81,11 +81,11 @@ def _draw_tile(hu, heart, corner, grid, timing, scene, m, n):
         for b in range(m):
             rows, columns = _strided(i + a, n, m, grid.shape[1]), _strided(j + b, n, m, grid.shape[2])
             share = (np.float32(a / m), np.float32(b / m))
-            tile = _paint_chest(chest, p, scene["a"], scene["psf"], scene["couch"], share)
+            tiles = (_paint_chest(chest, p, scene["a"], scene["psf"], scene["couch"], share),)
             if fields is not None:
-                tile, mask = _paint_heart(tile, around, fields, scene["a"], scene["blood"], share)
-                heart[out, rows, columns] = _fit(mask, heart[out, rows, columns].shape)
-            hu[out, rows, columns] = _fit(tile, hu[out, rows, columns].shape)
+                tiles = _paint_heart(*tiles, around, fields, scene["a"], scene["blood"], share)
+            for whole, tile in zip(drawn, tiles):
+                whole[out, rows, columns] = _fit(tile, whole[out, rows, columns].shape)
 
 
 def _tile_fields(p, ks, timing, scene, *, heart, chest_first):
@@ -162,7 +162,7 @@ def _paint_chest(fields, p, a, psf, couch, share):
 def _paint_heart(hu, chest, fields, a, blood, share):
     f = _between(fields, share) | _between(chest, share)
     f["mediastinum"] = jnp.maximum(f["mediastinum"], jnp.maximum(f["cavity"] + 0.2, 0.5 - f["spine"]))
-    return layers.paint_heart(hu, f, a, blood), f["sac"] < 0
+    return layers.paint_heart(hu, f, a, blood), f["sac"] < 0, layers.structures(f)
 
 
 def tissue_at(anatomy: dict, points, blood: dict):
@@ -189,7 +189,7 @@ def _tissue(a, p, blood, psf):
     far = np.full(p[0].shape, 50.0, np.float32)
     chest = dict(zip(AROUND_HEART, (-far, far, far, far)))
     lung = np.full((SLICES, p[0].shape[1] - 1, p[0].shape[2] - 1), -860.0, np.float32)
-    hu, _ = _paint_heart(lung, chest, fields, a, blood, (np.float32(0), np.float32(0)))
+    hu, *_ = _paint_heart(lung, chest, fields, a, blood, (np.float32(0), np.float32(0)))
     return hu.reshape(-1)
 
 
