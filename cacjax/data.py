@@ -118,7 +118,7 @@ class Sampler:
         )
 
     def _scan(self, i: int) -> sampling.IndexedScan:
-        return self.cache.get(*self.scans[i], labelled=self.spec.labelled)
+        return self.cache.get(*self.scans[i], labelled=self.spec.labelled, seen=self.spec.view)
 
 
 def make_loader(

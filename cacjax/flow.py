@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cacjax import lesions, pipeline, report, rules, scan, scores, spatial, summary
+from cacjax import lesions, pipeline, report, rules, scan, scores, spatial, summary, view
 from cacjax.scores import CLASSES
 
 FP_REDUCTION = ("paper", "authors_code", "none")
@@ -66,6 +66,8 @@ def score(
     fp_reduction="paper",
     heart_dilation_mm=HEART_DILATION_MM,
     all_detected=True,
+    aorta_hu=None,
+    see=None,
 ):
     """Detect and score calcium in one scan; returns a Result.
 
@@ -75,10 +77,11 @@ def score(
     lies outside of it, dilated by heart_dilation_mm. threshold_hu: scan threshold, e.g. aortic mean + 3 SD of a CCTA; not given:
     that of the rule. rule: name of a scoring rule. mass_factor: mg per cm³ and HU; without it there is no mass. fp_reduction:
     "paper", "authors_code", "none". all_detected: classify every candidate; if not, only those that can end in the mask: the
-    same mask several times faster, but nothing is known of what was detected before reduction. Raises ScanError
+    same mask several times faster, but nothing is known of what was detected before reduction. aorta_hu: mean of the ascending
+    aorta. see: the detector's view of the scan, a name of `view.NAMES`; not given: that of its config. Raises ScanError
     for a scan or masks that cannot be used, ValueError for options that do not exist.
     """
-    _check_options(rule, fp_reduction, detector, regions)
+    _check_options(rule, fp_reduction, detector, regions, see)
     clock = Clock()
     image = path_or_scan if isinstance(path_or_scan, scan.Scan) else scan.read(path_or_scan)
     heart, regions = (None if mask is None else as_mask(mask, image) for mask in (heart, regions))
@@ -98,7 +101,9 @@ def score(
         found = score_regions(image, regions, threshold, clock, **options)
     else:
         reduction = {"mode": fp_reduction, "dilation_mm": float(heart_dilation_mm), "all_detected": bool(all_detected)}
-        found = detect_and_score(image, heart, threshold, detector, clock, reduction=reduction, **options)
+        look = summary.describe_view(see or detector[0].view, aorta_hu)
+        notes += look.pop("notes")
+        found = detect_and_score(image, heart, threshold, detector, clock, reduction=reduction, look=look, **options)
     record = {
         "path": str(image.path),
         "acquisition": image.acquisition._asdict(),
@@ -113,7 +118,9 @@ def score(
     return found._replace(record=report.plain(record | found.record | {"timings_s": clock.seconds}))
 
 
-def _check_options(rule, fp_reduction, detector, regions):
+def _check_options(rule, fp_reduction, detector, regions, see):
+    if see is not None and see not in view.NAMES:
+        raise ValueError(f"view must be one of {', '.join(view.NAMES)}, got {see!r}")
     if fp_reduction not in FP_REDUCTION:
         raise ValueError(f"fp_reduction must be one of {', '.join(FP_REDUCTION)}, got {fp_reduction!r}")
     if rule not in rules.RULES:
@@ -180,7 +187,7 @@ def score_regions(image, regions, threshold, clock, **options):
     return Result(image, mask, None, None, None, summary.make_rows(totals._replace(names=names)), record)
 
 
-def detect_and_score(image, heart, threshold, detector, clock, *, reduction, rule, mass_factor, slice_thickness_mm):
+def detect_and_score(image, heart, threshold, detector, clock, *, reduction, look, rule, mass_factor, slice_thickness_mm):
     """Result of a detector (config, predict): detect, cut at the scan threshold, reduce false positives, score."""
     config, predict = detector
     turned, inside = scan.oriented(image, np.zeros_like(image.hu, bool) if heart is None else heart > 0)
@@ -188,7 +195,7 @@ def detect_and_score(image, heart, threshold, detector, clock, *, reduction, rul
     unit = rules.pixel_score(rule, spacing_mm, slice_thickness_mm=slice_thickness_mm)
     numbers = scores.numbers(rule, spacing_mm, unit, scheme=summary.SCHEME)
     heart_inside = None if heart is None else inside
-    case, how = make_case(turned.hu, heart_inside, spacing_mm, threshold["hu"], numbers, config, rule, reduction)
+    case, how = make_case(turned.hu, heart_inside, spacing_mm, threshold["hu"], numbers, config, rule, reduction, look)
     predict = pipeline.traceable(predict)
     case = clock.lap("prepare", jax.device_put(case))
     found = clock.lap("detect_and_score", compute(predict, case, how))
@@ -201,6 +208,7 @@ def detect_and_score(image, heart, threshold, detector, clock, *, reduction, rul
         "heart": {"from": NO_HEART} if heart is None else {"from": "mask", "dilated_mm": reduction["dilation_mm"]},
         "fp_reduction": {"mode": reduction["mode"], "removed": summary.removed(found.removed, reduction)},
         "network_spacing_mm": list(config.spacing_mm),
+        "view": look,
     }
     arrays = found.mask, found.detected if reduction["all_detected"] else None, found.probability
     back = [None if each is None else scan.restore(_cut(each, turned.hu.shape), image) for each in arrays]
@@ -208,8 +216,9 @@ def detect_and_score(image, heart, threshold, detector, clock, *, reduction, rul
     return Result(image, *back, heart, summary.make_rows(totals, int(tables.category)), record)
 
 
-def make_case(hu, heart, spacing_mm, threshold_hu, numbers, config, rule, reduction):
-    """(`pipeline.Case` on the host, `pipeline.How`) of an oriented scan; heart: bool or None."""
+def make_case(hu, heart, spacing_mm, threshold_hu, numbers, config, rule, reduction, look=None):
+    """(`pipeline.Case` on the host, `pipeline.How`) of an oriented scan; heart: bool or None; look: see `summary.describe_view`."""
+    look = look or summary.describe_view("none", None)
     network_mm = tuple(config.spacing_mm)
     network = spatial.zoomed_shape(hu.shape, spacing_mm, network_mm)
     box = None if heart is None else box_around(heart, network, network_mm)
@@ -220,9 +229,11 @@ def make_case(hu, heart, spacing_mm, threshold_hu, numbers, config, rule, reduct
         padded_heart = pipeline.pad(heart, fill=False)
     least_hu = min(NON_CONTRAST_HU, threshold_hu) if reduction["all_detected"] else threshold_hu
     limits = np.float32(least_hu), np.float32(threshold_hu)
-    case = pipeline.Case(pipeline.pad(hu, fill=pipeline.NO_HU), padded_heart, rows, grids, *limits, numbers)
+    aorta_hu = np.float32(np.nan if look["aorta_hu"] is None else look["aorta_hu"])
+    case = pipeline.Case(pipeline.pad(hu, fill=pipeline.NO_HU), padded_heart, rows, grids, *limits, aorta_hu, numbers)
     kind = rule.connectivity, rule.peak, rule.whole_lesions
-    return case, pipeline.How(network, reach, reduction["mode"], reduction["all_detected"], *kind)
+    slab = () if look["name"] == "none" else view.slab_weights(network_mm[0])
+    return case, pipeline.How(network, reach, reduction["mode"], reduction["all_detected"], *kind, slab=slab)
 
 
 def compute(predict, case, how):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cacjax import lesions, runs, scores, spatial
+from cacjax import lesions, runs, scores, spatial, view
 from cacjax.planes import AIR_HU
 from cacjax.task import Prediction
 
@@ -39,7 +39,8 @@ class Grids(NamedTuple):
 
 class Case(NamedTuple):
     """One scan as the program takes it. hu: float32, padded; heart: bool, not dilated, or None, and the rows of the
-    `spatial.Ball` that dilates it; candidates are >= least_hu, what counts is >= threshold_hu; numbers: see `scores.Numbers`."""
+    `spatial.Ball` that dilates it; candidates are >= least_hu, what counts is >= threshold_hu; aorta_hu: mean of the ascending
+    aorta, NaN where unknown; numbers: see `scores.Numbers`."""
 
     hu: Any
     heart: Any
@@ -47,13 +48,14 @@ class Case(NamedTuple):
     grids: Grids
     least_hu: Any
     threshold_hu: Any
+    aorta_hu: Any
     numbers: scores.Numbers
 
 
 class How(NamedTuple):
     """What makes another program. network: padded shape of the network's grid. reach: of the ball. reduction: "paper",
     "authors_code", "none". all_detected: classify every candidate, not only those that can end in the mask. capacity: lesions
-    per class; buckets: see `scores.count`. The rest is of the scoring rule."""
+    per class; buckets: see `scores.count`; slab: weights of the contrast-removing view, () for none. The rest is of the rule."""
 
     network: tuple
     reach: tuple
@@ -64,6 +66,7 @@ class How(NamedTuple):
     whole_lesions: bool
     capacity: int = lesions.CAPACITIES[0]
     buckets: tuple = runs.BUCKETS[:3]
+    slab: tuple = ()
 
 
 class Tables(NamedTuple):
@@ -155,6 +158,8 @@ def over_scans(how, mesh):
 def _prepare(case, how):
     grids, hu = case.grids, case.hu
     network_hu = hu if grids.to_network is None else spatial.sample(hu, grids.to_network)
+    if how.slab:
+        network_hu = view.remove_contrast(network_hu, case.aorta_hu, how.slab, grids.network_shape[0])
     network_hu = jnp.where(_within(how.network, 0, grids.network_shape), network_hu, AIR_HU)
     around = None if case.heart is None else spatial.spread(case.heart, case.ball, reach=how.reach)
     wanted = _can_count(case, how, around)

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from cacjax import view
+
 BRIGHT_HU = 130  # the classical calcium threshold
 AIR_HU = -1000  # outside the scan
 HEART_MARGIN = (2, 6, 6)  # voxels around the heart's bounding box: the epicardial arteries lie on its border
@@ -32,7 +34,8 @@ class StreamSpec(NamedTuple):
     half of the receptive field minus one, so the input has n + 2 * margin pixels. slab: adjacent axial slices as
     channels. jitter_px: the window's largest shift in y and x. tone: chance that `tone_augment` sees a sample;
     tone_lift: whether its curves may lift soft tissue like contrast does. scans_in_memory: scans drawn from at a time
-    (0: all of them), replaced every `swap_every` steps (0: never). labelled: samples carry "label".
+    (0: all of them), replaced every `swap_every` steps (0: never). labelled: samples carry "label". view: how the network sees
+    enhanced scans (see cacjax.view); strata are those of the scan as it is.
     """
 
     splits: tuple[str, ...]
@@ -53,6 +56,7 @@ class StreamSpec(NamedTuple):
     tone_lift: bool = True
     scans_in_memory: int = 0
     swap_every: int = 0
+    view: str = "none"
 
 
 class IndexedScan(NamedTuple):
@@ -83,6 +87,8 @@ def check_spec(name: str, spec: StreamSpec) -> None:
         raise ValueError(f"stream {name}: planes must be among {PLANES}, got {spec.planes}")
     if spec.slab % 2 == 0 or (spec.slab > 1 and tuple(spec.planes) != ("axial",)):
         raise ValueError(f"stream {name}: slab must be odd, and 1 unless the plane is axial, got {spec.slab}")
+    if spec.view not in view.NAMES:
+        raise ValueError(f"stream {name}: view must be one of {view.NAMES}, got {spec.view!r}")
     if spec.patch < 1 or min(spec.margin, spec.jitter_px, spec.scans_in_memory, spec.swap_every) < 0:
         raise ValueError(f"stream {name}: patch must be positive, margin, jitter and memory not negative, got {spec}")
 
@@ -97,8 +103,8 @@ def heart_box(heart: np.ndarray) -> np.ndarray:
     return box
 
 
-def index_scan(record: dict) -> IndexedScan:
-    """List the voxels of every stratum of one record, once per scan in memory."""
+def index_scan(record: dict, seen: str = "none") -> IndexedScan:
+    """List the voxels of every stratum of one record, once per scan in memory. seen: the view that patches are cut from."""
     hu, label = np.asarray(record["hu"]), np.asarray(record["label"])
     box = heart_box(np.asarray(record["heart"]))
     threshold = np.nan_to_num(record.get("threshold_hu", np.nan), nan=BRIGHT_HU)  # the scan's own; none known: the classical one
@@ -109,6 +115,9 @@ def index_scan(record: dict) -> IndexedScan:
     voxels = {name: np.flatnonzero(mask).astype(np.int32) for name, mask in voxels.items()}
     edges = np.arange(hu.shape[0] + 1) * (hu.shape[1] * hu.shape[2])
     starts = {name: np.searchsorted(voxels[name], edges) for name in ("bright", "calcium")}
+    if seen == "contrast_removed":
+        weights = view.slab_weights(float(record["spacing_mm"][0]))
+        hu = np.rint(view.remove_contrast(hu, record["aorta_hu"], weights)).astype(np.int16)
     return IndexedScan(_text(record["id"]), hu, label, box, voxels, starts)
 
 
@@ -126,9 +135,9 @@ class ScanCache:
     def __reduce__(self):
         return ScanCache, (self.sources, self.capacity)  # a worker process starts with an empty cache
 
-    def get(self, split: str, index: int, *, labelled: bool) -> IndexedScan:
-        """Return scan `index` of `split`; ValueError if labels are asked of a scan that has none."""
-        key = (split, index)
+    def get(self, split: str, index: int, *, labelled: bool, seen: str = "none") -> IndexedScan:
+        """Return scan `index` of `split` as seen in a view; ValueError if labels are asked of a scan that has none."""
+        key = (split, index, seen)
         with self._lock:
             future, mine = self._held.get(key), False
             if future is None:
@@ -147,7 +156,7 @@ class ScanCache:
     def _fill(self, key: tuple, future: Future) -> None:
         try:
             record = self.sources[key[0]][key[1]]
-            future.set_result((index_scan(record), bool(record.get("labelled", True))))
+            future.set_result((index_scan(record, key[2]), bool(record.get("labelled", True))))
         except BaseException as error:
             with self._lock:
                 self._held.pop(key, None)

@@ -20,7 +20,7 @@ import jax
 from tqdm import tqdm
 
 import cacjax
-from cacjax import flow, manifest, report, rules, scan
+from cacjax import flow, manifest, report, rules, scan, view
 
 OUTPUTS = (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")
 
@@ -33,6 +33,7 @@ class Job(NamedTuple):
     heart: pathlib.Path | None
     threshold_hu: float | None
     threshold_from: str
+    aorta_hu: float | None
 
 
 def main(argv=None):
@@ -72,6 +73,8 @@ def parse(argv):
         type=float,
         help="scan threshold in HU, e.g. aortic mean + 3 SD of a CCTA (default: the manifest's, else 130)",
     )
+    add("--aorta-hu", type=float, help="mean HU of the ascending aorta, which the view needs (default: the manifest's)")
+    add("--view", choices=view.NAMES, help="how the detector sees enhanced scans (default: as it was trained)")
     add("--heart-dilation-mm", type=float, default=flow.HEART_DILATION_MM, help="grow the heart by this (default: %(default)s)")
     add("--fp-reduction", choices=flow.FP_REDUCTION, default="paper", help="how false positives are reduced (default: paper)")
     add("--rule", choices=tuple(rules.RULES), default="default", help="scoring rule")
@@ -122,11 +125,12 @@ def _single(row):
 
 def _job(name, source, options, row=None):
     heart = pathlib.Path(options.heart) if options.heart else row and row.heart
+    aorta_hu = options.aorta_hu if options.aorta_hu is not None else row and row.aorta_hu
     if options.threshold_hu is not None:
-        return Job(name, source, heart, options.threshold_hu, "option")
+        return Job(name, source, heart, options.threshold_hu, "option", aorta_hu)
     if row and row.threshold_hu is not None:
-        return Job(name, source, heart, row.threshold_hu, "manifest")
-    return Job(name, source, heart, None, "assumed non-contrast")
+        return Job(name, source, heart, row.threshold_hu, "manifest", aorta_hu)
+    return Job(name, source, heart, None, "assumed non-contrast", aorta_hu)
 
 
 def load_detector(workdir):
@@ -194,6 +198,8 @@ def _score_and_write(job, out, options, detector):
         fp_reduction=options.fp_reduction,
         heart_dilation_mm=options.heart_dilation_mm,
         all_detected=not options.mask_only,
+        aorta_hu=job.aorta_hu,
+        see=options.view,
     )
     start = time.perf_counter()
     flow.write(result, out, job.name, save_probability=options.save_probability)
@@ -212,12 +218,13 @@ def refusal(job, code, message):
 
 def settings(job, options):
     """All that decides a result, as plain values: --resume keeps a record only while these are equal."""
-    keys = ("regions", "rule", "mass_factor", "fp_reduction", "mask_only", "save_probability", "workdir")
+    keys = ("regions", "rule", "mass_factor", "fp_reduction", "mask_only", "save_probability", "workdir", "view")
     chosen = {key: getattr(options, key) for key in keys}
     chosen |= {
         "heart": job.heart and str(job.heart),
         "threshold_hu": job.threshold_hu,
         "threshold_from": job.threshold_from,
+        "aorta_hu": job.aorta_hu,
     }
     chosen |= {"heart_dilation_mm": options.heart_dilation_mm, "checkpoint": _newest(options.workdir)}
     return report.plain(chosen | {"modified": _modified(job.source.path)})

@@ -3,7 +3,7 @@
 import jax
 import numpy as np
 
-from cacjax import rules, scan, scores
+from cacjax import rules, scan, scores, view
 from cacjax.scores import CLASSES
 
 SCHEME = "default"
@@ -60,6 +60,15 @@ def describe_rule(name, rule, image):
     """The scoring rule in full, with what it comes to at this scan's spacing."""
     least = rules.min_voxels(rule, scan.spacing_mm(scan.oriented(image).affine))
     return {"name": name, **rule._asdict(), "minimum": rule.minimum._asdict(), "min_voxels": least}
+
+
+def describe_view(name, aorta_hu):
+    """What the detector sees, as the record shows it: {"name", "aorta_hu", "applied"}, and notes."""
+    wanted, known = name != "none", aorta_hu is not None
+    missing = ["the detector saw the scan as it is: its view needs the mean of the aorta, and none was given"]
+    look = {"name": name, "aorta_hu": float(aorta_hu) if known else None}
+    look["applied"] = wanted and known and aorta_hu >= view.ENHANCED_HU
+    return look | {"notes": missing if wanted and not known else []}
 
 
 def warnings(threshold, rule, image):

@@ -20,6 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"unknown variant {variant!r}: expected tiny, tone, or both with a comma between")
     config = ConfigDict({"task": "lessmann", "seed": 0})
     config.spacing_mm = (1.5, 0.66, 0.66)
+    config.view = "none"  # or "contrast_removed": how the detector sees enhanced scans (cacjax.view)
     config.steps = 35_000  # 700 epochs x 5 x 10 minibatches
     config.log_every = 50
     config.checkpoint_every = 500
@@ -57,6 +58,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.streams.source.labelled = True
     config.streams.source.tone = 1.0 if "tone" in words else 0.0  # chance that a patch is augmented with a tone curve
     config.streams.source.tone_lift = True  # curves may lift soft tissue as contrast medium does
+    config.streams.source.view = "none"
     config.streams.source.scans_in_memory = 60
     config.streams.source.swap_every = 300  # steps; the ancestor swaps 10 of 60 every 50
 

@@ -7,6 +7,7 @@ Expected:  on CCTA sensitivity .80, false positives 19.8 mm3 per scan, F1 .66 af
 Variants:  uda.py:tiny        one orientation, other batch statistics: minutes on a laptop
            uda.py:tiny,tone   the same, from a source network trained with random tone curves
            uda.py:tone        published size, source network with tone curves
+           uda.py:view        published size, the target with its contrast removed (cacjax.view), as for tiny,view
 Source:    config.source_workdir names the run of a trained source network; empty trains one first, in WORKDIR/source.
 """
 
@@ -17,9 +18,11 @@ from configs import lessmann
 
 def get_config(variant: str = "") -> ConfigDict:
     """Return the published settings; `variant` as for lessmann.py."""
-    source = lessmann.get_config(variant)
+    words = set(filter(None, variant.split(",")))
+    source = lessmann.get_config(",".join(words - {"view"}))
     config = ConfigDict({"task": "uda", "seed": 0})
     config.spacing_mm = source.spacing_mm
+    config.view = "contrast_removed" if "view" in words else "none"  # how enhanced scans are seen, here and by score
     config.source_workdir = ""
     config.source = source.copy_and_resolve_references()
     config.pretrain_blocks = 1000  # 20,000 critic updates before the generator moves
@@ -52,7 +55,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.streams.pool_target = stream("target_train", count=(20, 16), strata=half_bright)
     config.streams.source = stream("source_train", count=(16,), strata=balanced, labelled=True)
     config.streams.target = stream("target_train", count=(16,), strata=half_bright)
-    if "tiny" in variant.split(","):
+    config.streams.pool_target.view = config.streams.target.view = config.view
+    if "tiny" in words:
         make_tiny(config)
     return config.lock()
 
@@ -60,7 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
 def stream(split: str, *, count: tuple, strata: tuple, labelled: bool = False) -> ConfigDict:
     """One named sequence of patches (see cacjax.data); scans are swapped five at a time, as published."""
     options = {"split": split, "count": count, "patch": 25, "strata": strata, "jitter_px": 0, "labelled": labelled}
-    options |= {"tone": 0.0, "tone_lift": True}
+    options |= {"tone": 0.0, "tone_lift": True, "view": "none"}
     # five scans in memory, replaced after every epoch of 1,000 critic updates
     return ConfigDict(options | {"scans_in_memory": 5, "swap_every": 50})
 
