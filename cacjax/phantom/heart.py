@@ -43,7 +43,7 @@ def atrial_body(p, a):
 
 
 def great_vessels(p, a):
-    """Vessel lumina: dict ascending (aorta, with its root), ao, pa, root (both trunks inside the sac), rlpa, svc, ivc, pv, cs of surfaces."""
+    """Vessel lumina: dict ascending (aorta and root), ao, pa, root (both trunks inside the sac), rlpa, svc, ivc, pv, cs of surfaces."""
     descending = list(zip(a["ao_seg"], a["ao_segr"]))
     tubes = chains(p, {
         "ascending": [(a["ao"][:4], a["ao_r"][:4])],
