@@ -63,6 +63,15 @@ def test_arteries_lie_on_the_heart_in_fat(patients, seed):
         assert 0.3 < seg["r"].min() <= seg["r"].max() < 3.2
 
 
+@pytest.mark.parametrize("seed", SEEDS)
+def test_blood_piles_up_nowhere(patients, seed):
+    """No cell of 1.5 mm holds more lumen than itself (some sampling noise aside): piled-up blood would look like calcium."""
+    samples = vessel_samples(patients[seed].tree, patients[seed].anatomy, max_step_mm=0.4)
+    _, cell = np.unique(np.floor(samples["pos"] / 1.5).astype(int), axis=0, return_inverse=True)
+    filled = np.bincount(cell.ravel(), samples["dV"] * samples["cl"]) / 1.5**3
+    assert np.quantile(filled, 0.98) > 0.85 and filled.max() < 1.4
+
+
 def test_lumen_samples_fill_the_vessels_once(patients):
     anatomy, tree, _ = patients[1]
     samples = vessel_samples(tree, anatomy, max_step_mm=0.4)

@@ -14,6 +14,7 @@ VESSELS = {
     "D1": (1, 1.1, 0.55), "D2": (1, 1.0, 0.5), "OM1": (2, 1.15, 0.55), "OM2": (2, 1.0, 0.5), "AM": (3, 0.95, 0.5),
 }  # fmt: skip
 MAX_BRANCHES, MAX_STEPS = 5, 13
+STRAIGHTEN_MM2 = 0.05  # mean squared deviation that the last smoothing may make
 OSTIUM_LEFT, OSTIUM_RIGHT = (0.93, 0.30, 0.05), (-0.35, -0.93, 0.0)
 
 
@@ -180,7 +181,11 @@ def _clear_trunks(curves, vessel_size, heart):
 
 
 def _dress(curves, vessel_size):
-    """Segments with frames, and radii that fall with the power 0.8 of the relative length."""
+    """Segments with frames, and radii that fall with the power 0.8 of the relative length.
+
+    Pushed curves have knots, sharper than an artery is wide, where samples of blood would pile up: splines take them out.
+    """
+    curves = {name: spline(c, STRAIGHTEN_MM2) for name, c in curves.items()}
     lengths = [len(c) for c in curves.values()]
     axes = frame(_padded(list(curves.values())))
     segments = []
