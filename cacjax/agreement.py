@@ -17,6 +17,11 @@ ARTERIES = ("CAC", "LAD", "LCX", "RCA")
 QUANTITIES = {name: (f"found_{key}", f"reference_{key}") for name, key in (("volume_mm3", "mm3"), ("lesions", "lesions"))}
 QUANTITIES |= {"agatston": ("found_agatston", "reference_agatston")}
 
+COLUMNS = ("arm", "fp_reduction", "artery", "quantity", "n", "spearman", "spearman_low", "spearman_high", "icc", "icc_low", "icc_high")
+COLUMNS += ("bias", "coefficient", "relative_difference", "n_both_positive")
+COLUMNS += ("kappa", "kappa_low", "kappa_high", "accuracy", "c_index", "reason")
+SHOWN = ("arm", "FP red.", "quantity", "n", "Spearman", "ICC", "bias", "limits", "kappa")
+
 
 class Estimate(NamedTuple):
     """A statistic with its 95 % confidence interval; NaN with a `reason` where it is not defined."""
@@ -235,6 +240,18 @@ def categories(found, reference):
         "categories": scheme.names,
         "confusion": counts,
     }
+
+
+def shown(row):
+    """A row as the terminal shows it: intervals in brackets, the limits about the bias as a multiple of the root of the mean."""
+    cells = {"arm": row["arm"], "FP red.": row["fp_reduction"], "quantity": row["quantity"], "n": row["n"]}
+    for title, name in (("Spearman", "spearman"), ("ICC", "icc"), ("kappa", "kappa")):
+        value, low, high = (row.get(key, np.nan) for key in (name, f"{name}_low", f"{name}_high"))
+        interval = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
+        cells[title] = None if np.isnan(value) else f"{value:.2f}{interval}"
+    bias, coefficient = (row.get(key, np.nan) for key in ("bias", "coefficient"))
+    cells["bias"] = None if np.isnan(bias) else f"{bias:+.1f}"
+    return cells | {"limits": None if np.isnan(coefficient) else f"± {coefficient:.1f} √mean"}
 
 
 def _named(name, estimate):

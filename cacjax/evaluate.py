@@ -2,25 +2,26 @@
 
 DIR holds a manifest.csv with masks; OUT is what `cacjax.score` wrote. Per artery and in total, with and without
 reduction of false positives: sensitivity, volume of false positives, F1 and average precision over voxels;
-sensitivity, false ones per scan and F1 over lesions. Averages are over all scans, over those with calcium, and
-pooled. A scan without prediction is a row with a reason. Definitions: cacjax/detection.py.
+sensitivity, false ones per scan and F1 over lesions (evaluation.csv; definitions: cacjax/detection.py), averaged over
+all scans, over those with calcium, and pooled; and how volumes, numbers of lesions, Agatston scores and risk categories
+agree (agreement.csv; cacjax/agreement.py). Pictures: comparison.png, agreement.png, and outliers_<arm>.png of the
+scans furthest off. A scan without prediction is a row with a reason.
 """
 
 import argparse
 import itertools
-import json
 import pathlib
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
-from cacjax import detection, geometry, lesions, manifest, report, scan, volume
+from cacjax import agreement, detection, lesions, manifest, panels, predictions, report, scan
 from cacjax.flow import NON_CONTRAST_HU
+from cacjax.predictions import STAGES
 from cacjax.scores import CLASSES
 
 TARGETS = {"CAC": (1, 2, 3)} | {name: (number,) for number, name in enumerate(CLASSES) if number}
-STAGES = {"mask": "yes", "detected": "no"}
 KEYS = ("arm", "fp_reduction", "artery")
 SUMMARY = (
     *KEYS,
@@ -40,7 +41,8 @@ SHOWN_METRICS = {
     "lesion F1": ("lesion_f1", 2),
 }
 SHOWN = ("arm", "FP red.", "artery", "over", "n", *SHOWN_METRICS)
-COUNTED = ("reference_mm3", "found_mm3", "reference_lesions", "candidates", "reference_not_candidate")
+COUNTED = ("reference_mm3", "found_mm3", "reference_lesions", "found_lesions", "reference_agatston", "found_agatston")
+COUNTED = (*COUNTED, "candidates", "reference_not_candidate")
 PER_SCAN = ("scan", *KEYS, "reason", *detection.METRICS, *COUNTED)
 
 
@@ -69,6 +71,7 @@ def main(argv=None):
     write(result, out, arms)
     for targets in (("CAC",), ("LAD", "LCX", "RCA")):
         print(report.table([shown(row) for row in result["summary"] if row["artery"] in targets], SHOWN), end="\n\n")
+    print(report.table([agreement.shown(row) for row in result["agreement"] if row["artery"] == "CAC"], agreement.SHOWN), end="\n\n")
     missing = sorted({(row["arm"], row["scan"], row["reason"]) for row in result["scans"] if row["reason"]})
     for arm, name, reason in missing:
         print(f"{arm}, {name}: {reason}")
@@ -106,10 +109,11 @@ def evaluate(arms, reference, *, connectivity=26):
     """Compare every arm ({name: folder of predictions}) with the manifest `reference`.
 
     Returns a dict: n_scans, scans (one dict per scan, arm, stage and artery), summary (one per arm, stage, artery and
-    kind of average), panels (pictures of slices, for `report.comparison`). Raises ManifestError.
+    kind of average), agreement (see `agreement.rows`), and for the pictures panels and outliers ({arm: panels}).
+    Raises ManifestError.
     """
     rows = manifest.read(reference)
-    scans, panels, pooled = [], [], {arm: [] for arm in arms}
+    scans, pictures, pooled = [], [], {arm: [] for arm in arms}
     for row in tqdm(rows, unit="scan", disable=None):
         try:
             truth = load(row, connectivity=connectivity)
@@ -120,8 +124,29 @@ def evaluate(arms, reference, *, connectivity=26):
         for arm, (records, ranking, _) in found.items():
             scans += records
             pooled[arm] += [ranking] if ranking else []
-        panels += _panel(truth, {arm: mask for arm, (_, _, mask) in found.items() if mask is not None}, scans)
-    return {"n_scans": len(rows), "scans": scans, "summary": summarise(scans, arms, pooled), "panels": panels}
+        ours = {arm: (mask, _note(records)) for arm, (records, _, mask) in found.items() if mask is not None}
+        pictures += panels.of_scan(truth, ours)
+    return {
+        "n_scans": len(rows),
+        "scans": scans,
+        "summary": summarise(scans, arms, pooled),
+        "agreement": agreement.rows(scans),
+        "panels": pictures,
+        "outliers": outliers(rows, arms, scans, connectivity=connectivity),
+    }
+
+
+def outliers(rows, arms, scans, *, connectivity):
+    """Close-ups {arm: panels} of the scans whose volume of calcium is furthest from the reference, which are read once more."""
+    wanted, found = {arm: panels.furthest(scans, arm) for arm in arms}, {}
+    for row in rows:
+        ours = [arm for arm in arms if row.name in wanted[arm]]
+        truth = load(row, connectivity=connectivity) if ours else None
+        for arm in ours:
+            masks, _ = predictions.masks(truth, arms[arm])
+            numbered = number_lesions(np.isin(masks["mask"], TARGETS["CAC"]), connectivity)
+            found[arm, row.name] = panels.of_outlier(truth, masks["mask"], numbered, masks.get("detected"))
+    return {arm: [panel for name in wanted[arm] for panel in found[arm, name]] for arm in arms}
 
 
 def summarise(scans, arms, rankings):
@@ -162,38 +187,13 @@ def number_lesions(mask, connectivity):
 
 def compare(truth, folder, *, arm, connectivity):
     """One arm on one scan: (records per stage and target, ranking or None, final mask or None)."""
-    masks, records, ranking = {}, [], read_ranking(truth, folder)
-    for stage in STAGES:
-        try:
-            masks[stage] = scan.read_mask(prediction(folder, truth.name, stage), truth.scan)
-        except scan.ScanError as error:
-            records.append(_missing(truth.name, arm, stage, error.code))
-            continue
-        records += measure(truth, masks[stage], arm=arm, stage=stage, ranking=ranking, connectivity=connectivity)
+    masks, reasons = predictions.masks(truth, folder)
+    ranking, scored = predictions.ranking(truth, folder), predictions.agatston(truth, folder)
+    records = [_missing(truth.name, arm, stage, reason) for stage, reason in reasons.items()]
+    for stage, mask in masks.items():
+        measured = measure(truth, mask, arm=arm, stage=stage, ranking=ranking, connectivity=connectivity)
+        records += [record | (scored.get(record["artery"], {}) if stage == "mask" else {}) for record in measured]
     return records, ranking, masks.get("mask")
-
-
-def prediction(folder, name, stage):
-    """Path of a mask that `cacjax.score` wrote. Raises ScanError with the reason from the record of a refused scan."""
-    path, record = folder / f"{name}_{stage}.nii.gz", folder / f"{name}.json"
-    if path.is_file():
-        return path
-    try:
-        reason = f"refused: {json.loads(record.read_text())['reason']}"
-    except (OSError, ValueError, KeyError):
-        reason = "no_prediction"
-    raise scan.ScanError(reason, f"{path}: expected a mask that cacjax.score wrote")
-
-
-def read_ranking(truth, folder):
-    """(probability [n], real [n]) over the candidate voxels, or None where no probability was saved."""
-    path = folder / f"{truth.name}_probability.nii.gz"
-    if not path.is_file():
-        return None
-    probability, affine = volume.load(path)
-    if not geometry.same_grid(probability.shape, affine, truth.scan.hu.shape, truth.scan.affine):
-        raise scan.ScanError("grid_mismatch", f"{path}: expected the grid of {truth.scan.path}")
-    return probability[truth.candidates], np.isin(truth.label, TARGETS["CAC"])[truth.candidates]
 
 
 def measure(truth, found, *, arm, stage, ranking, connectivity):
@@ -202,9 +202,10 @@ def measure(truth, found, *, arm, stage, ranking, connectivity):
     for target, classes in TARGETS.items():
         hit = np.isin(found, classes)
         voxels = detection.count_voxels(hit, np.isin(truth.label, classes))
-        ours, code = detection.count_lesions(number_lesions(hit, connectivity), truth.lesions[target])
+        pieces = number_lesions(hit, connectivity)
+        ours, code = detection.count_lesions(pieces, truth.lesions[target])
         record = {"scan": truth.name, "arm": arm, "fp_reduction": STAGES[stage], "artery": target, "reason": ""}
-        record |= detection.metrics(voxels, ours, code, truth.voxel_mm3)
+        record |= detection.metrics(voxels, ours, code, truth.voxel_mm3) | {"found_lesions": int(pieces.max(initial=0))}
         if target == "CAC":
             record["candidates"] = int(truth.candidates.sum())
             record["reference_not_candidate"] = int((np.isin(truth.label, classes) & ~truth.candidates).sum())
@@ -217,39 +218,9 @@ def _missing(name, arm, stage, reason):
     return {"scan": name, "arm": arm, "fp_reduction": STAGES[stage], "artery": "", "reason": reason}
 
 
-def _panel(truth, masks, records):
-    """One picture row for a scan with calcium: its slice with most of it, cropped, and what each arm found there."""
-    calcium, *found = (np.isin(mask, TARGETS["CAC"]) for mask in (truth.label, *masks.values()))
-    if not calcium.any() or not masks:
-        return []
-    turned, calcium, *found = scan.oriented(truth.scan, calcium, *found)
-    spacing_mm = scan.spacing_mm(turned.affine)
-    heart = None if truth.heart is None else scan.oriented(truth.scan, truth.heart)[1]
-    box = report.field(calcium, heart, calcium.shape, spacing_mm)
-    (z,) = report.busiest(calcium, box, 1, spacing_mm)
-    cut = (z, *box[1:])
-    notes = {arm: _note(records, truth.name, arm) for arm in masks}
-    return [
-        {"name": f"{truth.name}, slice {z + 1}", "hu": turned.hu[cut], "reference": calcium[cut]}
-        | {"found": {arm: mask[cut] for arm, mask in zip(masks, found)}, "notes": notes}
-        | {
-            "spacing_mm": spacing_mm[1:],
-            "threshold_hu": truth.threshold_hu,
-            "calcium_mm3": calcium.sum() * truth.voxel_mm3,
-        }
-    ]
-
-
-def _note(records, name, arm):
-    row = next(r for r in records if (r["scan"], r["arm"], r["fp_reduction"], r["artery"]) == (name, arm, "yes", "CAC"))
+def _note(records):
+    row = next(r for r in records if (r["fp_reduction"], r["artery"]) == ("yes", "CAC"))
     return f"whole scan: F1 {row['f1']:.2f}, false {row['fp_mm3']:.0f} mm³"
-
-
-def choose(panels, count=4):
-    """Up to `count` panels from most to least calcium, spread evenly over the scans that have any."""
-    ranked = sorted(panels, key=lambda panel: -panel["calcium_mm3"])
-    picks = np.unique(np.linspace(0, len(ranked) - 1, min(count, len(ranked))).round().astype(int))
-    return [ranked[k] for k in picks]
 
 
 def shown(row):
@@ -269,13 +240,20 @@ def shown(row):
 
 
 def write(result, out, arms):
-    """Write evaluation.csv (the summary), evaluation_scans.csv, evaluation.json and, with calcium, comparison.png."""
+    """Write evaluation.csv (the summary), evaluation_scans.csv, agreement.csv, evaluation.json and the pictures."""
     report.write_csv(out / "evaluation.csv", result["summary"], SUMMARY)
     report.write_csv(out / "evaluation_scans.csv", result["scans"], PER_SCAN)
+    report.write_csv(out / "agreement.csv", result["agreement"], agreement.COLUMNS)
     record = {"predictions": {arm: str(folder) for arm, folder in arms.items()}}
-    report.write_json(out / "evaluation.json", record | {key: result[key] for key in ("n_scans", "summary", "scans")})
+    kept = ("n_scans", "summary", "agreement", "scans")
+    report.write_json(out / "evaluation.json", record | {key: result[key] for key in kept})
     if result["panels"]:
-        report.comparison(out / "comparison.png", choose(result["panels"]), arms=tuple(arms))
+        panels.comparison(out / "comparison.png", panels.choose(result["panels"]), arms=tuple(arms))
+    named = {arm: [panel["scan"] for panel in found] for arm, found in result["outliers"].items()}
+    panels.volumes(out / "agreement.png", result["scans"], arms=tuple(arms), named=named)
+    for arm, found in result["outliers"].items():
+        if found:
+            panels.outliers(out / f"outliers_{arm}.png", found, title=f"{arm}: the scans furthest from the reference")
 
 
 if __name__ == "__main__":

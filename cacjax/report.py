@@ -14,10 +14,7 @@ import numpy as np
 
 COLUMNS = ("scan", "status", "reason", "artery", "agatston", "volume_mm3", "mass_mg", "n_lesions", "category")
 COLOURS = ("#ff2d55", "#ffd60a", "#32d74b", "#0a84ff", "#bf5af2", "#ff9f0a", "#64d2ff", "#ac8e68", "#ff6961")
-ERROR_COLOURS = ("#32d74b", "#ff2d55", "#ffd60a")
 CAPTION = {"color": "white", "fontsize": 8}
-REFERENCE_COLOUR = "#64d2ff"
-ERROR_NAMES = ("found", "false", "missed")
 # Contrast-enhanced blood is at 200 to 600 HU: in a soft-tissue window it would hide the calcium.
 WINDOWS = ((200.0, (-160.0, 440.0)), (float("inf"), (-200.0, 900.0)))
 
@@ -98,53 +95,23 @@ def overlay(path, hu, mask, *, spacing_mm, names, threshold_hu=130.0, heart=None
     spacing_mm: (dz, dy, dx). threshold_hu: the scan threshold; it chooses the window (soft tissue, or wide for
     enhanced blood). heart: crops the picture to it. columns: how many slices. Writes a PNG to `path`.
     """
-    window = _window(threshold_hu)
+    window = hu_window(threshold_hu)
     box = field(mask, heart, hu.shape, spacing_mm)
     picked = busiest(mask, box, columns, spacing_mm)
-    figure, axes = _canvas(2, len(picked) + 1, title)
+    figure, axes = canvas(2, len(picked) + 1, title)
     for column, z in enumerate(picked):
         view, marks = hu[z][box[1:]], mask[z][box[1:]]
         area_mm2 = float((marks > 0).sum() * spacing_mm[1] * spacing_mm[2])
-        _draw(axes[0][column], view, spacing_mm[1:], window, f"slice {z + 1} of {len(hu)}")
-        _draw(axes[1][column], view, spacing_mm[1:], window, f"{area_mm2:.1f} mm² marked")
-        _mark(axes[1][column], marks, COLOURS)
+        draw(axes[0][column], view, spacing_mm[1:], window, f"slice {z + 1} of {len(hu)}")
+        draw(axes[1][column], view, spacing_mm[1:], window, f"{area_mm2:.1f} mm² marked")
+        mark(axes[1][column], marks, COLOURS)
     view, marks = _frontal(hu, mask, heart, box)
     for row in (0, 1):
-        _draw(axes[row][-1], view, (spacing_mm[0], spacing_mm[2]), window, "maximum, from the front")
-    _mark(axes[1][-1], marks, COLOURS)
+        draw(axes[row][-1], view, (spacing_mm[0], spacing_mm[2]), window, "maximum, from the front")
+    mark(axes[1][-1], marks, COLOURS)
     found = [int(label) for label in np.unique(mask) if label]
-    _legend(figure, [(names[label], COLOURS[(label - 1) % len(COLOURS)]) for label in found])
-    _save(figure, path)
-
-
-def comparison(path, panels, *, arms, title=""):
-    """Draw one row per scan: image, reference, and what each arm found (green), made up (red) and missed (yellow).
-
-    panels: list of dicts with `name`, `hu` [y, x], `reference` [y, x] bool, `found` {arm: [y, x] bool},
-    `spacing_mm` (dy, dx), `threshold_hu` and `notes` {arm: text}: one axial slice each, oriented and cropped. arms:
-    the order of the columns. Writes a PNG.
-    """
-    figure, axes = _canvas(len(panels), 2 + len(arms), title)
-    for row, panel in zip(axes, panels):
-        window = _window(panel["threshold_hu"])
-        for axis in row:
-            _draw(axis, panel["hu"], panel["spacing_mm"], window, "")
-        row[0].set_title(panel["name"], **CAPTION)
-        row[1].set_title("reference", **CAPTION)
-        _mark(row[1], panel["reference"].astype(np.uint8), (REFERENCE_COLOUR,))
-        for axis, arm in zip(row[2:], arms):
-            note = panel["notes"].get(arm, "")
-            axis.set_title(f"{arm}\n{note}" if note else arm, **CAPTION)
-            if arm in panel["found"]:
-                _mark(axis, errors(panel["found"][arm], panel["reference"]), ERROR_COLOURS)
-    _legend(figure, [("reference", REFERENCE_COLOUR), *zip(ERROR_NAMES, ERROR_COLOURS)])
-    _save(figure, path)
-
-
-def errors(found, reference):
-    """Where calcium is found and real (1), found only (2) or real only (3), else 0."""
-    found, real = np.asarray(found) > 0, np.asarray(reference) > 0
-    return np.where(found & real, 1, np.where(found, 2, np.where(real, 3, 0))).astype(np.uint8)
+    legend(figure, [(names[label], COLOURS[(label - 1) % len(COLOURS)]) for label in found])
+    save(figure, path)
 
 
 def busiest(mask, box, count, spacing_mm):
@@ -162,7 +129,8 @@ def busiest(mask, box, count, spacing_mm):
     return [int(z) for z in np.linspace(stop - 1, start, count + 2).round()[1:-1]]
 
 
-def _window(threshold_hu):
+def hu_window(threshold_hu):
+    """(black, white) in HU that suit a scan with this threshold: soft tissue, or wide for enhanced blood."""
     return next(window for limit, window in WINDOWS if threshold_hu <= limit)
 
 
@@ -214,7 +182,8 @@ def arms(path, rows):
     replace(path, lambda aside: figure.savefig(aside, format="png"))
 
 
-def _canvas(rows, columns, title):
+def canvas(rows, columns, title):
+    """(figure, axes [rows, columns]) of a black picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -224,7 +193,7 @@ def _canvas(rows, columns, title):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def _draw(axis, image, spacing_mm, window, title):
+def draw(axis, image, spacing_mm, window, title):
     """A grey image [rows, columns] in true proportions, with side marks and a 20 mm bar. spacing_mm: (row, column)."""
     height, width = image.shape
     axis.imshow(
@@ -244,7 +213,7 @@ def _draw(axis, image, spacing_mm, window, title):
     axis.text(0.05 * width, 0.93 * height, "20 mm", color="white", fontsize=6, va="bottom")
 
 
-def _mark(axis, marks, colours):
+def mark(axis, marks, colours):
     """Outline the marked pixels along their edges and tint them, so that the calcium below stays visible."""
     from matplotlib.collections import LineCollection
     from matplotlib.colors import to_rgb
@@ -266,12 +235,14 @@ def _edges(inside):
     return flat + [((x - 0.5, y - 0.5), (x - 0.5, y + 0.5)) for y, x in zip(rows, columns)]
 
 
-def _legend(figure, entries):
+def legend(figure, entries):
+    """Names (name, colour) below a black picture."""
     from matplotlib.patches import Patch
 
     handles = [Patch(color=colour, label=name) for name, colour in entries] or [Patch(color="black", label="no calcium found")]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False, labelcolor="white")
 
 
-def _save(figure, path):
+def save(figure, path):
+    """Write a black picture as PNG."""
     replace(path, lambda aside: figure.savefig(aside, format="png", facecolor="black"))

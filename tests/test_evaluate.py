@@ -110,8 +110,9 @@ def cohort(tmp_path):
     return tmp_path
 
 
-def summary(out, **keys):
-    with open(out / "evaluation.csv") as file:
+def summary(out, *, table="evaluation", **keys):
+    """The one row of a written table with these cells."""
+    with open(out / f"{table}.csv") as file:
         (row,) = [r for r in csv.DictReader(file) if all(r[k] == v for k, v in keys.items())]
     return row
 
@@ -139,7 +140,7 @@ def test_masks_drawn_by_hand(cohort, capsys):
     assert [float(row[f"scan_{name}"]) for name in ("sensitivity", "fpr", "f1")] == pytest.approx([1, 1, 2 / 3], abs=1e-5)
     shown = capsys.readouterr().out
     assert "| after" in shown and "2 scans, 2 predictions, 0 missing" in shown
-    assert (out / "comparison.png").stat().st_size > 10_000
+    assert all((out / f"{name}.png").stat().st_size > 10_000 for name in ("comparison", "agreement", "outliers_before", "outliers_after"))
     assert json.loads((out / "evaluation.json").read_text())["n_scans"] == 2
 
 
@@ -181,3 +182,47 @@ def test_average_precision_over_candidates(cohort):
     assert float(row["ap"]) == pytest.approx(8 / 16, abs=1e-4)
     assert float(summary(new, fp_reduction="yes", artery="CAC", over="with calcium")["ap"]) == pytest.approx(8 / 16, abs=1e-4)
     assert summary(new, fp_reduction="no", artery="LAD", over="pooled")["ap"] == ""
+
+
+def test_agreement_by_hand(cohort, capsys):
+    """CAC before reduction 9 for 8 and 2 for 0 mm³: differences 1 and 2 at means 8.5 and 1; lesions 3 for 2 and 1 for 0."""
+    out = cohort / "out"
+    arms = [f"old={cohort / 'old'}", f"new={cohort / 'new'}"]
+    evaluate.main(["--predictions", *arms, "--reference", str(cohort / "reference"), "--out", str(out)])
+    row = summary(out, table="agreement", arm="new", fp_reduction="no", artery="CAC", quantity="volume_mm3")
+    assert (row["n"], float(row["bias"]), float(row["spearman"])) == ("2", 1.5, pytest.approx(1))
+    assert float(row["coefficient"]) == pytest.approx(2.4565 * (8.5**0.5 + 2) / 9.5, abs=1e-4)
+    assert float(row["relative_difference"]) == pytest.approx(1 / 8.5) and row["n_both_positive"] == "1"
+    row = summary(out, table="agreement", arm="new", fp_reduction="no", artery="CAC", quantity="lesions")
+    assert float(row["bias"]) == 1 and row["kappa"] == ""
+    row = summary(out, table="agreement", arm="new", fp_reduction="yes", artery="RCA", quantity="volume_mm3")
+    assert float(row["bias"]) == -1 and row["spearman"] == "" and row["reason"] == "all found values are equal"
+    row = summary(out, table="agreement", arm="old", fp_reduction="no", artery="CAC", quantity="volume_mm3")
+    assert row["spearman"] == "" and float(row["icc"]) == pytest.approx(0), "(0, 8) and (0, 0): raters differ as much as scans"
+    with open(out / "agreement.csv") as file:
+        assert {row["quantity"] for row in csv.DictReader(file)} == {"volume_mm3", "lesions"}, "no record, no Agatston score"
+    assert "Spearman" in capsys.readouterr().out
+
+
+def test_agatston_of_the_reference_by_the_rule_of_the_record(cohort):
+    """At 300 HU and slices of 2 mm: LAD 6 px of 0.5 mm² x 3 x 2/3 = 6, RCA 2; Agatston 1990 has no 2/3: 9 and 3."""
+    new, out = cohort / "new", cohort / "out"
+    for name, rule, scores in (("a", "agatston_1990", (9.5, 3.0, 12.5)), ("b", "default", (2.0, 0.0, 2.0))):
+        rows = [{"artery": artery, "agatston": score} for artery, score in zip(("LAD", "RCA", "CAC"), scores)]
+        record = {"rule": {"name": rule}, "acquisition": {"kvp": None, "slice_thickness_mm": None}, "rows": rows}
+        (new / f"{name}.json").write_text(json.dumps(record))
+    evaluate.main(["--predictions", str(new), "--reference", str(cohort / "reference"), "--out", str(out)])
+    written = json.loads((out / "evaluation.json").read_text())
+    known = {(r["scan"], r["artery"]): r["reference_agatston"] for r in written["scans"] if "reference_agatston" in r}
+    assert known == {
+        ("a", "LAD"): pytest.approx(9),
+        ("a", "RCA"): pytest.approx(3),
+        ("a", "CAC"): pytest.approx(12),
+        **{("b", artery): 0 for artery in ("LAD", "RCA", "CAC")},
+    }
+    (row,) = [r for r in written["agreement"] if (r["artery"], r["quantity"]) == ("CAC", "agatston")]
+    assert row["bias"] == pytest.approx(1.25) and row["fp_reduction"] == "yes"
+    # 12 and 12.5 are "11-100"; 0 and 2 are "0" and "1-10".
+    assert row["confusion"][0] == [0, 1, 0, 0, 0] and row["confusion"][2] == [0, 0, 1, 0, 0]
+    assert (row["accuracy"], row["c_index"], row["categories"][1]) == (0.5, 1.0, "1-10")
+    assert row["kappa"] == pytest.approx(1 - (1 / 8) / ((2 + 1 + 1 + 0) / 16))

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from cacjax import manifest, report
-from cacjax.report import ERROR_COLOURS
 
 
 def disc(shape, centre, radius, spacing_mm):
@@ -49,10 +48,6 @@ def test_busiest_slices_are_apart_and_fall():
     assert len(report.busiest(np.zeros_like(mask), box, 3, (1.5, 1, 1))) == 3
 
 
-def test_errors_by_hand():
-    assert report.errors([0, 1, 2, 0], [0, 3, 0, 1]).tolist() == [0, 1, 2, 3]
-
-
 def test_overlay_shows_each_artery_in_its_colour(tmp_path):
     """Both arteries' colours are in the picture; that of an empty mask has none."""
     from matplotlib.image import imread
@@ -69,27 +64,6 @@ def test_overlay_shows_each_artery_in_its_colour(tmp_path):
     marked, bare = (imread(tmp_path / name)[..., :3] for name in ("a.png", "b.png"))
     assert count(marked, "#ff2d55") > 50 and count(marked, "#32d74b") > 50 and count(marked, "#ffd60a") == 0
     assert count(bare, "#ff2d55") == 0
-
-
-def test_comparison_colours_errors(tmp_path):
-    from matplotlib.image import imread
-
-    reference, found = np.zeros((60, 60), bool), np.zeros((60, 60), bool)
-    reference[10:14, 10:14], found[10:14, 10:12], found[40:44, 40:44] = True, True, True
-    panel = {
-        "name": "s",
-        "hu": np.zeros((60, 60)),
-        "reference": reference,
-        "found": {"before": found & False, "after": found},
-    }
-    panel |= {
-        "spacing_mm": (0.7, 0.7),
-        "threshold_hu": 130.0,
-        "notes": {"after": "F1 0.33"},
-    }
-    report.comparison(tmp_path / "c.png", [panel], arms=("before", "after"))
-    picture = imread(tmp_path / "c.png")[..., :3]
-    assert all(count(picture, colour) > 20 for colour in ERROR_COLOURS)
 
 
 def count(picture, colour):

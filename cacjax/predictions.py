@@ -1,0 +1,64 @@
+"""What `cacjax.score` wrote, read back beside the reference: masks, probability, Agatston scores. Arrays [z, y, x].
+
+`truth` is a `cacjax.evaluate.Reference`, `folder` what was given as --out.
+"""
+
+import json
+
+import numpy as np
+
+from cacjax import flow, geometry, pipeline, rules, scan, scores, volume
+from cacjax.scores import CORONARY
+
+STAGES = {"mask": "yes", "detected": "no"}  # name of a file, and whether false positives are reduced in it
+
+
+def masks(truth, folder):
+    """({stage: classes}, {stage: reason}): what was predicted for a scan, and why not."""
+    found, reasons = {}, {}
+    for stage in STAGES:
+        try:
+            found[stage] = scan.read_mask(path_of(folder, truth.name, stage), truth.scan)
+        except scan.ScanError as error:
+            reasons[stage] = error.code
+    return found, reasons
+
+
+def path_of(folder, name, stage):
+    """Path of a mask that `cacjax.score` wrote. Raises ScanError with the reason from the record of a refused scan."""
+    path, record = folder / f"{name}_{stage}.nii.gz", folder / f"{name}.json"
+    if path.is_file():
+        return path
+    try:
+        reason = f"refused: {json.loads(record.read_text())['reason']}"
+    except (OSError, ValueError, KeyError):
+        reason = "no_prediction"
+    raise scan.ScanError(reason, f"{path}: expected a mask that cacjax.score wrote")
+
+
+def ranking(truth, folder):
+    """(probability [n], real [n]) over the candidate voxels, or None where no probability was saved."""
+    path = folder / f"{truth.name}_probability.nii.gz"
+    if not path.is_file():
+        return None
+    probability, affine = volume.load(path)
+    if not geometry.same_grid(probability.shape, affine, truth.scan.hu.shape, truth.scan.affine):
+        raise scan.ScanError("grid_mismatch", f"{path}: expected the grid of {truth.scan.path}")
+    return probability[truth.candidates], np.isin(truth.label, CORONARY)[truth.candidates]
+
+
+def agatston(truth, folder):
+    """{artery: {"found_agatston", "reference_agatston"}}: the score in the record of `cacjax.score` beside that of the reference mask
+    by the same rule; empty without such a record."""
+    try:
+        record = json.loads((folder / f"{truth.name}.json").read_text())
+        rule, acquisition = rules.named(record["rule"]["name"]), record["acquisition"]
+        found = {row["artery"]: row["agatston"] for row in record["rows"]}
+    except (OSError, ValueError, KeyError):
+        return {}
+    rule, _ = flow.at_voltage(rule, acquisition["kvp"])
+    turned, label = scan.oriented(truth.scan, truth.label)
+    padded = pipeline.pad(label, fill=0), pipeline.pad(turned.hu, fill=pipeline.NO_HU)
+    real = scores.score(*padded, scan.spacing_mm(turned.affine), rule, slice_thickness_mm=acquisition["slice_thickness_mm"])
+    real = dict(zip(real.names, real.agatston.tolist()))
+    return {artery: {"found_agatston": found[artery], "reference_agatston": real[artery]} for artery in found.keys() & real}
