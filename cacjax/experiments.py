@@ -31,12 +31,16 @@ SHOWN = ("network", "scans", "FP red.", "sensitivity", "FP mm³", "F1", "pooled 
 
 
 class Network(NamedTuple):
-    """A training: a file of configs/ with its words, what is set in it, and the name of the source network that it adapts."""
+    """A training: a file of configs/ with its words, what is set in it, and the name of the source network that it adapts.
 
-    config: str
+    Without a config nothing is trained: the source network itself, which sees scans in another `view` (see cacjax.view).
+    """
+
+    config: str = ""
     words: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     source: str = ""
+    view: str = ""
 
 
 class Column(NamedTuple):
@@ -75,12 +79,22 @@ QUICK = {
     "source_tone": Network("lessmann.py", ("tone",)),
     "adapted_tone": Network("uda.py", source="source_tone"),
 }
+# A critic with a Lipschitz constant of 1 speaks louder than a clipped one: its values differ by tens between the domains.
+PENALISED = ("critic.statistics=none", "critic.constraint=gradient_penalty", "adversarial_weight=0.02")
 WIDER = {
     "adversarial_only": Network("uda.py", settings=("classification_weight=0.0",), source="source"),
     "classification_only": Network("uda.py", settings=("adversarial_weight=0.0",), source="source"),
     "critic_by_domain": Network("uda.py", settings=("critic.statistics=domain",), source="source"),
     "critic_joint": Network("uda.py", settings=("critic.statistics=joint",), source="source"),
     "generator_by_domain": Network("uda.py", settings=("generator.statistics=domain",), source="source"),
+    "gradient_penalty": Network("uda.py", settings=PENALISED, source="source"),
+    "spectral": Network("uda.py", settings=("critic.statistics=none", "critic.constraint=spectral"), source="source"),
+    "source_view": Network(source="source", view="contrast_removed"),
+    "adapted_view": Network("uda.py", ("view",), source="source"),
+    "source_3": Network("lessmann.py", ("three",)),
+    "adapted_3": Network("uda.py", ("three",), source="source_3"),
+    "source_chest": Network("lessmann.py", settings=("data.splits.source_train.protocol=chest",)),
+    "adapted_chest": Network("uda.py", settings=("data.splits.source_train.protocol=chest",), source="source_chest"),
 }
 
 
@@ -108,8 +122,16 @@ EXPERIMENTS = {
             *both("critic statistics by domain", "critic_by_domain"),
             *both("critic statistics joint", "critic_joint"),
             *both("generator statistics by domain", "generator_by_domain"),
+            *both("critic with gradient penalty", "gradient_penalty"),
+            *both("critic with spectral norm", "spectral"),
+            *both("source network, contrast removed", "source_view"),
+            *both("adapted, contrast removed", "adapted_view"),
             *both("source network, tone curves", "source_tone"),
             *both("adapted, tone curves", "adapted_tone"),
+            *both("source network, three orientations", "source_3"),
+            *both("adapted, three orientations", "adapted_3"),
+            *both("source network from chest CT", "source_chest"),
+            *both("adapted, source chest CT", "adapted_chest"),
         ),
     ),
 }
@@ -125,7 +147,8 @@ def main(argv=None) -> None:
         train(experiment.networks, size, folder, seed)
         for protocol in sorted({column.protocol for column in experiment.columns}):
             networks = dict.fromkeys(column.network for column in experiment.columns if column.protocol == protocol)
-            test(tuple(networks), protocol, size, out / "test" / protocol, folder, options.scans)
+            named = {name: experiment.networks[name] for name in networks}
+            test(named, protocol, size, out / "test" / protocol, folder, options.scans)
         results.append({"seed": seed, "columns": [measure(column, folder) for column in experiment.columns]})
     rows = [summarise(column, [r["columns"][i] for r in results]) for i, column in enumerate(experiment.columns)]
     write(rows, results, options, out)
@@ -151,7 +174,7 @@ def train(networks, size, folder, seed) -> None:
         commands = {
             name: training(network, size, folder / "networks", name, seed)
             for name, network in networks.items()
-            if bool(network.source) == adapting
+            if network.config and bool(network.source) == adapting
         }
         kind = "adapt" if adapting else "train source networks"
         run(f"{kind}, seed {seed}: {', '.join(commands)}", list(commands.values()), folder / "side_by_side.log")
@@ -173,7 +196,11 @@ def test(networks, protocol, size, scans_folder, folder, scans) -> None:
         run(f"make held-out scans: {protocol}", [["cacjax.phantom", *made, *grid]], None)
     found = {name: folder / "scores" / protocol / name for name in networks}
     score = ["cacjax.score", str(scans_folder), "--save-probability", "--resume"]
-    commands = [[*score, "--workdir", str(folder / "networks" / name), "--out", str(found[name])] for name in networks]
+    commands = [
+        [*score, "--workdir", str(folder / "networks" / (name if network.config else network.source)), "--out", str(found[name])]
+        + (["--view", network.view] if network.view else [])
+        for name, network in networks.items()
+    ]
     run(f"score {protocol} scans", commands, folder / "side_by_side.log")
     arms = [f"{name}={path}" for name, path in found.items()]
     out = str(folder / "evaluation" / protocol)

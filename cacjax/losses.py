@@ -1,4 +1,4 @@
-"""Losses as pure functions of arrays: cross-entropies, the Wasserstein gap, the maximum mean discrepancy.
+"""Losses as pure functions of arrays: cross-entropies, Dice, the Wasserstein gap, the maximum mean discrepancy.
 
 Logits are [..., classes], labels integers [...]. Nothing here draws random numbers or knows a network.
 """
@@ -20,6 +20,28 @@ def cross_entropy(logits, labels, *, weights=None, double_softmax: bool = False)
 def candidate_weights(labels, hu, *, calcium: float, bright: float, rest: float, bright_hu: float = 107.0):
     """Pixel weights for training on whole maps: calcium, other voxels near or above the threshold, the rest."""
     return jnp.where(labels > 0, calcium, jnp.where(hu >= bright_hu, bright, rest))
+
+
+def soft_dice(probability, labels, *, smooth: float = 1.0):
+    """Dice overlap of each class, [classes]: (2 sum pg + smooth) / (sum p + sum g + smooth), sums over the whole batch (Bruns 2022).
+
+    probability: [..., classes]; labels: integers [...]. Not squared; a class that is nowhere has an overlap near 1 if it is not predicted.
+    """
+    axes = tuple(range(labels.ndim))
+    real = jax.nn.one_hot(labels, probability.shape[-1], dtype=probability.dtype)
+    shared, sizes = (probability * real).sum(axes), (probability + real).sum(axes)
+    return (2 * shared + smooth) / (sizes + smooth)
+
+
+def gradient_penalty(value, source, target, key):
+    """Mean of (|gradient| - 1)^2 of `value` at random points between pairs of samples (Gulrajani 2017, equation 3).
+
+    value: [n, ...] -> [n], each sample's from that sample alone; source, target: [n, ...].
+    """
+    share = jax.random.uniform(key, (len(source), *[1] * (source.ndim - 1)), source.dtype)
+    slope = jax.grad(lambda x: value(x).sum())(share * source + (1 - share) * target)
+    length = jnp.sqrt(jnp.square(slope).sum(tuple(range(1, slope.ndim))) + 1e-12)
+    return jnp.square(length - 1).mean()
 
 
 def critic_loss(source_values, target_values):

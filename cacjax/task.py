@@ -85,6 +85,22 @@ def clip(params, bound: float):
     return jax.tree.map(lambda p: jnp.clip(p, -bound, bound), params)
 
 
+def spectral(params, *, bound: float = 1.0, iterations: int = 8):
+    """Scale every kernel down to a largest singular value of `bound`, as a matrix [all inputs, outputs] (Miyato 2018, section 2.1)."""
+
+    def limit(kernel):
+        if kernel.ndim < 2:
+            return kernel
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        u = jnp.ones(matrix.shape[1], kernel.dtype)
+        for _ in range(iterations):
+            u = matrix.T @ (matrix @ u)
+            u = u / (jnp.linalg.norm(u) + 1e-12)
+        return kernel * jnp.minimum(1.0, bound / (jnp.linalg.norm(matrix @ u) + 1e-12))
+
+    return jax.tree.map(limit, params)
+
+
 def learning_rate(*, peak: float, steps: int, warmup: int, drop_at: float, drop: float):
     """Linear warm-up over `warmup` steps, then constant, times `drop` after the share `drop_at` of `steps`."""
 

@@ -7,6 +7,7 @@ Expected:  on CCTA sensitivity .80, false positives 19.8 mm3 per scan, F1 .66 af
 Variants:  uda.py:tiny        one orientation, other batch statistics: minutes on a laptop
            uda.py:tiny,tone   the same, from a source network trained with random tone curves
            uda.py:tone        published size, source network with tone curves
+           uda.py:tiny,three  tiny with three orientations, as published
            uda.py:view        published size, the target with its contrast removed (cacjax.view), as for tiny,view
 Source:    config.source_workdir names the run of a trained source network; empty trains one first, in WORKDIR/source.
 """
@@ -39,7 +40,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.critic = ConfigDict()
     config.critic.channels = (128, 128, 256, 128, 64, 32, 1)
-    config.critic.statistics = "domain"  # or "joint": batch normalisation over both domains together
+    config.critic.statistics = "domain"  # or "joint": batch normalisation over both domains together; or "none"
+    config.critic.constraint = "clip"  # or "spectral" (Miyato 2018), "gradient_penalty" (Gulrajani 2017; statistics "none")
+    config.critic.penalty_weight = 10.0
     config.critic.rate = 5e-4
     config.critic.clip = 0.1
     config.critic.updates = 20
@@ -58,6 +61,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.streams.pool_target.view = config.streams.target.view = config.view
     if "tiny" in words:
         make_tiny(config)
+    if "three" in words:
+        config.streams.source.count, config.streams.source.patch, config.streams.source.jitter_px = (12,), 9, 0
     return config.lock()
 
 

@@ -22,7 +22,8 @@ def calls(monkeypatch):
 def test_every_network_is_trained_and_every_column_scored(experiment, calls, tmp_path):
     experiments.train(experiment.networks, SIZES["tiny"], tmp_path, 3)
     trained = [command[command.index("--workdir") + 1] for command in calls]
-    assert sorted(trained) == sorted(str(tmp_path / "networks" / name) for name in experiment.networks)
+    wanted = [name for name, network in experiment.networks.items() if network.config]
+    assert sorted(trained) == sorted(str(tmp_path / "networks" / name) for name in wanted)
     for command in calls:
         source = [word.split("=")[1] for word in command if word.startswith("--config.source_workdir=")]
         assert all(trained.index(name) < calls.index(command) for name in source), "a source network is trained first"
@@ -36,6 +37,17 @@ def test_words_and_settings_reach_the_command_line(tmp_path):
     assert command[:3] == ["cacjax.train", "--config", "uda.py:tiny,tone"]
     assert command[-3:] == ["--config.seed=1", "--config.critic.clip=0.05", f"--config.source_workdir={tmp_path / 'base'}"]
     assert experiments.training(Network("uda.py"), SIZES["published"], tmp_path, "new", 1)[2] == "uda.py"
+
+
+def test_a_view_is_scored_with_the_source_network(calls, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "gpu")  # one after another
+    networks = {"base": Network("lessmann.py"), "seen": Network(source="base", view="contrast_removed")}
+    experiments.test(networks, "ccta", SIZES["tiny"], tmp_path / "scans", tmp_path, 2)
+    plain, seen = (command for command in calls if command[0] == "cacjax.score")
+    assert seen[-2:] == ["--view", "contrast_removed"] and "--view" not in plain
+    at = [command[command.index("--workdir") + 1] for command in (plain, seen)]
+    assert at == [str(tmp_path / "networks" / "base")] * 2
+    assert plain[plain.index("--out") + 1] != seen[seen.index("--out") + 1]
 
 
 def test_a_failed_command_ends_the_program(monkeypatch, capfd):

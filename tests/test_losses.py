@@ -1,5 +1,6 @@
 """Losses against hand calculations."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -36,6 +37,16 @@ def test_candidate_weights():
 
 def test_critic_loss_falls_as_source_values_rise_above_target_values():
     assert losses.critic_loss(jnp.array([3.0, 1.0]), jnp.array([0.5, 0.5])) == -1.5
+
+
+def test_gradient_penalty_by_hand():
+    """A linear critic with slope 3 in one direction has (3 - 1)^2 wherever it is asked; one of slope 1 has none."""
+    source, target = np.random.default_rng(0).normal(size=(2, 5, 4, 4, 2)).astype(np.float32)
+    for slope, expected in ((3.0, 4.0), (1.0, 0.0)):
+        penalty = losses.gradient_penalty(lambda x, k=slope: k * x[:, 0, 0, 0], source, target, jax.random.key(0))
+        np.testing.assert_allclose(penalty, expected, atol=1e-5)
+    square = losses.gradient_penalty(lambda x: jnp.square(x[:, 0, 0, 0]), source * 0 + 2, source * 0 + 2, jax.random.key(0))
+    np.testing.assert_allclose(square, 9.0, rtol=1e-5)
 
 
 def test_mmd_by_hand():

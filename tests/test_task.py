@@ -38,3 +38,13 @@ def test_clip_bounds_every_leaf():
 def test_learning_rate_schedule():
     rate = task.learning_rate(peak=1.0, steps=100, warmup=4, drop_at=0.75, drop=0.1)
     assert [float(rate(s)) for s in (0, 3, 50, 74, 75, 99)] == pytest.approx([0.25, 1, 1, 1, 0.1, 0.1])
+
+
+def test_spectral_limits_the_largest_singular_value_and_leaves_small_kernels():
+    rng = np.random.default_rng(0)
+    large, small, bias = rng.normal(size=(3, 3, 4, 5)), 0.01 * rng.normal(size=(3, 3, 4, 5)), rng.normal(size=5)
+    after = task.spectral({"a": jnp.asarray(large), "b": jnp.asarray(small), "c": jnp.asarray(bias)}, iterations=60)
+    scale = np.linalg.svd(large.reshape(-1, 5), compute_uv=False)[0]
+    np.testing.assert_allclose(after["a"], large / scale, rtol=1e-4)
+    np.testing.assert_array_equal(after["b"], jnp.asarray(small))
+    np.testing.assert_array_equal(after["c"], jnp.asarray(bias))

@@ -51,6 +51,27 @@ def test_critic_is_clipped_and_its_gap_is_reported(block):
     assert {"gap", "gap_fresh"} <= metrics.keys()
 
 
+@pytest.mark.parametrize("constraint", ["spectral", "gradient_penalty"])
+def test_other_constraints_than_clipping(constraint):
+    config = shrink(uda_config.get_config(""))
+    config.critic.constraint, config.critic.statistics = constraint, "none"
+    task = train.build(config)
+    source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
+    state = task.init(jax.random.key(1), train.example_batch(config), source)
+    after, metrics = jax.jit(task.train_step)(state, random_batch(config), jax.random.key(2))
+    assert moved(state.nets["critic"], after.nets["critic"]) and all(np.isfinite(v) for v in metrics.values())
+    kernels = [np.asarray(p) for p in jax.tree.leaves(after.nets["critic"].params) if p.ndim > 1]
+    largest = max(np.linalg.svd(k.reshape(-1, k.shape[-1]), compute_uv=False)[0] for k in kernels)
+    assert largest < 1.05 or constraint != "spectral"
+
+
+def test_a_gradient_penalty_refuses_batch_statistics():
+    config = shrink(uda_config.get_config(""))
+    config.critic.constraint = "gradient_penalty"
+    with pytest.raises(ValueError, match="statistics = none"):
+        train.build(config)
+
+
 def test_moments_are_measured_in_pretraining_and_rest_after():
     config = shrink(uda_config.get_config(""))
     config.generator.statistics = "domain"

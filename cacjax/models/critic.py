@@ -32,7 +32,7 @@ class BatchNorm(nn.Module):
 class Critic(nn.Module):
     """Feature windows [b, n, n, c] -> critic values [b]; 942,653 parameters at 25 x 25 x 96.
 
-    `groups` = 2 normalises source and target apart (the published code calls the critic on each batch), 1 together.
+    `groups` = 2 normalises source and target apart (the published code calls the critic on each batch), 1 together, 0 not at all.
     """
 
     channels: tuple = PUBLISHED_CHANNELS
@@ -41,7 +41,8 @@ class Critic(nn.Module):
     def __call__(self, windows, groups: int = 1):
         x = windows
         for channels in self.channels:
-            x = nn.relu(BatchNorm(groups)(Conv(channels)(x)))
+            x = Conv(channels)(x)
+            x = nn.relu(BatchNorm(groups)(x) if groups else x)
         x = x.reshape(len(x), -1)
         bound = 1 / x.shape[-1] ** 0.5
         return nn.Dense(1, kernel_init=uniform(bound), bias_init=uniform(bound))(x)[:, 0]

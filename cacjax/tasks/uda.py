@@ -13,17 +13,26 @@ from cacjax import losses
 from cacjax.models import moments
 from cacjax.models.critic import Critic
 from cacjax.planes import normalise, predict
-from cacjax.task import Net, State, Task, clip, rmsprop, start, update
+from cacjax.task import Net, State, Task, clip, rmsprop, spectral, start, update
 from cacjax.tasks.lessmann import classification, network
 
 DOMAINS = ("source", "target")
+CONSTRAINTS = {
+    "clip": lambda params, critic: clip(params, critic.clip),
+    "spectral": lambda params, critic: spectral(params),
+    "gradient_penalty": lambda params, critic: params,
+}
 
 
 def make(config) -> Task:
     """Build the task; every key that it reads is in configs/uda.py."""
     model = network(config)
     critic = Critic(tuple(config.critic.channels))
-    joint = config.critic.statistics == "joint"
+    groups = {"domain": 2, "joint": 1, "none": 0}[config.critic.statistics]
+    constrain = CONSTRAINTS[config.critic.constraint]
+    penalised = config.critic.constraint == "gradient_penalty"
+    if penalised and groups:
+        raise ValueError("a gradient penalty needs critic.statistics = none: batch statistics tie a value to other samples")
     matched = config.generator.statistics == "domain"
     critic_optimiser = rmsprop(config.critic.rate, weight_decay=config.weight_decay)
     generator_optimiser = rmsprop(config.generator.rate, weight_decay=config.weight_decay)
@@ -32,7 +41,7 @@ def make(config) -> Task:
         generator, heads = split(source.nets["detector"].params)
         window = config.critic.window
         channels = config.model.planes * config.model.width
-        params = jax.jit(critic.init)(key, jnp.zeros((2, window, window, channels)))
+        params = jax.jit(critic.init, static_argnums=2)(key, jnp.zeros((2, window, window, channels)), groups)
         nets = {"generator": start(generator, generator_optimiser), "critic": start(params, critic_optimiser)}
         if matched:
             nets["affine"] = Net(moments.identity(generator), {}, ())
@@ -49,22 +58,28 @@ def make(config) -> Task:
 
     def values(params, source, target):
         """Critic values of both domains, normalised apart or together."""
-        both = critic.apply(params, jnp.concatenate([source, target]), 1 if joint else 2)
+        both = critic.apply(params, jnp.concatenate([source, target]), groups)
         return both[: len(source)], both[len(source) :]
 
     def critic_updates(net, source, target, key):
         picks = [draw(jax.random.fold_in(key, i), len(w), config) for i, w in enumerate((source, target))]
 
         def one(net, pick):
+            chosen = source[pick[0]], target[pick[1]]
+
             def objective(params):
-                s, t = values(params, source[pick[0]], target[pick[1]])
-                return losses.critic_loss(s, t), s.mean() - t.mean()
+                s, t = values(params, *chosen)
+                loss = losses.critic_loss(s, t)
+                if penalised:
+                    between = losses.gradient_penalty(lambda x: critic.apply(params, x, 0), *chosen, pick[2])
+                    loss += config.critic.penalty_weight * between
+                return loss, s.mean() - t.mean()
 
             grads, gap = jax.grad(objective, has_aux=True)(net.params)
             net = update(net, grads, critic_optimiser)
-            return net._replace(params=clip(net.params, config.critic.clip)), gap
+            return net._replace(params=constrain(net.params, config.critic)), gap
 
-        return lax.scan(one, net, tuple(picks))
+        return lax.scan(one, net, (*picks, jax.random.split(jax.random.fold_in(key, 2), len(picks[0]))))
 
     def generator_update(net, critic_params, heads, batch, source_windows, affine):
         def objective(generator):
@@ -81,8 +96,8 @@ def make(config) -> Task:
         return update(net, grads, generator_optimiser), metrics
 
     def adversarial_value(params, source, target):
-        if not joint:
-            return critic.apply(params, target, 1).mean()
+        if groups != 1:
+            return critic.apply(params, target, groups and 1).mean()
         return values(params, source[: len(target)], target)[1].mean()
 
     def discrepancy(params, source, target):
