@@ -11,7 +11,7 @@ from cacjax.phantom.thorax import lung_vessels
 
 AIR_HU = -1000.0
 # Classes of a segmentation by surface, as `paint_heart` puts one over the other; thin walls count to their chamber.
-STRUCTURES = {"ra": 4, "la": 3, "rv": 2, "lv": 5, "lvc": 1, "pa": 0, "ascending": 6}
+STRUCTURES = {"sac": 7, "ra": 4, "la": 3, "rv": 2, "lv": 5, "lvc": 1, "ascending": 6}
 
 
 def sharpen(surfaces, psf_mm, extra_variance):
