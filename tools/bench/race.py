@@ -16,7 +16,8 @@ class Case(NamedTuple):
     """One row to be. The callables return when all is computed; None where there is no such contender.
 
     program: our compiled XLA program, of which operations and bytes are read; compile_s: what compiling it took; times: how often
-    the callables do the work (seconds are per work); flops: of the work where the compiler cannot count them (loops).
+    the callables do the work (seconds are per work); flops: of the work where the compiler cannot count them (loops). parts: which
+    part of the work PyTorch does, whose seconds are scaled up; after: what then follows on the host, timed whole and added.
     """
 
     work: str
@@ -28,6 +29,8 @@ class Case(NamedTuple):
     compile_s: float | None = None
     times: int = 1
     flops: float | None = None
+    parts: float = 1.0
+    after: Callable | None = None
 
 
 def compiled(function, *arguments):
@@ -42,7 +45,7 @@ def compiled(function, *arguments):
 
 def measure(case: Case, *, rounds: int) -> dict:
     """Run every contender once to warm up, then once in each round, and return the row."""
-    contenders = {"ours": case.ours, "published": case.published, "tuned": case.tuned, **ceiling_works()}
+    contenders = {"ours": case.ours, "published": case.published, "tuned": case.tuned, "after": case.after, **ceiling_works()}
     contenders = {name: work for name, work in contenders.items() if work}
     for work in contenders.values():
         work()
@@ -58,7 +61,9 @@ def measure(case: Case, *, rounds: int) -> dict:
 def row(case, taken, rounds) -> dict:
     """The row of a case from the seconds that each contender took in each round."""
     per_work = {name: case.times if name in ("ours", "published", "tuned") else 1 for name in taken}
+    per_work |= {name: per_work[name] * case.parts for name in ("published", "tuned") if name in taken}
     middle = {name: statistics.median(seconds) / per_work[name] for name, seconds in taken.items()}
+    middle |= {name: middle[name] + middle.get("after", 0) for name in ("published", "tuned") if name in taken}
     ceiling = {"gflops": MATMUL_FLOPS / middle["matmul"] / 1e9, "gb_s": ADD_BYTES / middle["add"] / 1e9}
     flops, moved, peak_mb = count(case)
     least = max(flops / ceiling["gflops"] / 1e9, 0) if flops else None
@@ -67,7 +72,7 @@ def row(case, taken, rounds) -> dict:
         out[f"{other}_s"] = middle.get(other)
         out[f"ratio_{other}"] = middle[other] / middle["ours"] if other in middle else None
     out |= {"compile_s": case.compile_s, "peak_mb": peak_mb, "roofline_share": least and least / middle["ours"]}
-    out |= {"flops": flops, "bytes": moved, "ceiling": ceiling, "rounds": rounds, "precision": "float32"}
+    out |= {"flops": flops, "bytes": moved, "ceiling": ceiling, "rounds": rounds, "precision": "float32", "parts": case.parts}
     out["spread"] = {name: [min(taken[name]) / per_work[name], max(taken[name]) / per_work[name]] for name in taken}
     return out
 

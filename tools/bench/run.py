@@ -1,11 +1,12 @@
 """Race cacjax against PyTorch and write the rows as JSON.
 
-    python tools/bench/run.py --system uda|detect|labelling|all --device cpu|gpu --out results.json [--rounds 5] [--only TEXT]
+    python tools/bench/run.py --system uda|detect|labelling|score|all --device cpu|gpu --out results.json [--rounds 5] [--only TEXT]
 
 Needs the extra `bench`. Both sides take turns in every round; compiling and warming up stand apart; figures are medians; the
 machine's ceiling is measured in the same rounds. A row is written as soon as it is there, and a second call with the same --out
 does what is missing. Rows: work, case, ours_s, published_s, tuned_s, ratio_published, ratio_tuned (PyTorch's time over ours),
-compile_s, peak_mb, roofline_share (least time by FLOPs at the ceiling, over ours), flops, bytes, ceiling, spread (least, largest).
+compile_s, peak_mb, roofline_share (least time by FLOPs at the ceiling, over ours), flops, bytes, ceiling, parts (which part of its
+work PyTorch was timed on), spread (least, largest).
 """
 
 import argparse
@@ -18,7 +19,7 @@ import pathlib
 import platform
 import sys
 
-SYSTEMS = ("uda", "detect", "labelling")
+SYSTEMS = ("uda", "detect", "labelling", "score")
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "numpy")
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[2]), str(pathlib.Path(__file__).parent)]
 

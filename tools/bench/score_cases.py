@@ -1,0 +1,166 @@
+"""Cases of whole scans: from Hounsfield units to a mask and to scores, against PyTorch's dense pass with scipy and numpy behind it.
+
+The scan is a phantom CCTA of 200 x 512 x 512 voxels on the network's grid, with its heart and its scan threshold; weights are random, and
+both sides classify alike. PyTorch's dense pass over 1,224 planes takes minutes: it is timed on 12 of them and scaled by operations.
+Given the same boxes, PyTorch computes the rectangles that ours computes, shape by shape (eager: compiling each shape takes longer).
+"""
+
+import functools
+
+import jax
+import numpy as np
+import torch
+from race import Case, compiled
+from scipy import ndimage
+from uda_cases import Ours, finish, systems
+
+import cacjax.phantom
+from cacjax import flow, pipeline, planes, rules, scores
+from cacjax.models.dilated import margin
+from cacjax.phantom import observer
+from configs import uda as uda_config
+
+SHAPE, SEED = (200, 512, 512), 900_011
+TIMED = (2, 5, 5)  # planes of each orientation in one dense call
+MOST_MM3 = 500.0
+
+
+def cases(device: str, shape=SHAPE):
+    """Generator of the cases."""
+    both = systems(device)
+    scan = cacjax.phantom.make_scan("ccta", SEED, shape=shape, spacing_mm=uda_config.get_config().spacing_mm)
+    model, params = detector(both[0])
+    case, how = make_case(scan)
+    case = jax.device_put(case)
+    hu, wanted, _ = pipeline.prepare(case, how)
+
+    def classify(params, hu, wanted):
+        return planes.predict(model, params, hu, wanted)
+
+    predict, took = compiled(classify, params, hu, wanted)
+    label, chosen = np.asarray(predict(params, hu, wanted).label), np.asarray(wanted)
+    size = "x".join(map(str, shape))
+    print(f"  {chosen.sum()} of {np.prod(shape)} voxels to classify", flush=True)
+
+    m = margin(model.dilations)
+    padded = np.pad(np.asarray(planes.normalise(hu)), m, constant_values=-1.0)
+    own = padded[tuple(slice(0, n + 2 * m) for n in shape)]
+    works = [finish(functools.partial(dense, system, subnets(system), own, m)) for system in both]
+    ours = lambda: jax.block_until_ready(predict(params, hu, wanted))  # noqa: E731
+    part = share(model, shape)
+    yield Case("whole-scan detection", f"CCTA {size}, against dense", ours, *works, predict, took, parts=part)
+
+    boxes = rectangles(model, wanted)
+    works = [finish(functools.partial(same_boxes, system, padded, boxes, chosen)) for system in both]
+    theirs = works[0]()
+    differ = int((theirs != label[chosen]).sum())
+    print(f"  {len(boxes)} rectangles; {differ} of {len(theirs)} classes differ from PyTorch's", flush=True)
+    if differ > len(theirs) // 1000:
+        raise SystemExit("the classes differ from PyTorch's, expected at most one in a thousand (ties)")
+    yield Case("whole-scan detection", f"CCTA {size}, the same boxes", ours, *works, predict, took)
+
+    look = pipeline.traceable(functools.partial(classify, params))
+    whole, took = compiled(lambda look, case: pipeline.detect_and_score(look, case, how), look, case)
+    after = functools.partial(by_scipy, scan, label[tuple(slice(0, n) for n in shape)])
+    mask, agatston = after()
+    found = whole(look, case)
+    if not np.array_equal(np.asarray(found.mask)[: shape[0], : shape[1], : shape[2]], mask):
+        raise SystemExit("the mask differs from scipy's")
+    print(f"  Agatston {agatston:.1f} by numpy, ours {float(found.tables.totals.agatston[:3].sum()):.1f}", flush=True)
+    works = [finish(functools.partial(dense, system, subnets(system), own, m)) for system in both]
+    run = lambda: jax.block_until_ready(whole(look, case))  # noqa: E731
+    yield Case("detect and score", f"CCTA {size}, warm", run, *works, whole, took, parts=part, after=after)
+
+
+def detector(system):
+    """Our network and parameters at the weights of a PyTorch system."""
+    ours = Ours(system)
+    return ours.model, {"params": ours.nets["generator"].params | ours.heads}
+
+
+def make_case(scan):
+    """The scan as `pipeline` takes it, false positives reduced as in the authors' code, only what can count classified."""
+    config, rule = uda_config.get_config(), rules.named("default")
+    spacing = tuple(config.spacing_mm)
+    numbers = scores.numbers(rule, spacing, rules.pixel_score(rule, spacing))
+    reduction = {"mode": "authors_code", "dilation_mm": flow.HEART_DILATION_MM, "all_detected": False}
+    return flow.make_case(scan.hu.astype(np.float32), scan.heart, spacing, scan.truth["threshold_hu"], numbers, config, rule, reduction)
+
+
+def subnets(system):
+    """The system's three subnets, compiled where it is tuned."""
+    return [torch.compile(net) if system.tuned else net for net in system.generator.subnets]
+
+
+def look_at(system, net, plane):
+    """Features [c, h, w] of a padded plane."""
+    with torch.no_grad():
+        return net(system.place(np.ascontiguousarray(plane)[None, None]))[0]
+
+
+def dense(system, nets, padded, m):
+    """Features of the first planes of each orientation, as a dense pass computes them all; m: margin around the volume."""
+    for axis, (net, count) in enumerate(zip(nets, TIMED)):
+        for position in range(count):
+            look_at(system, net, np.take(padded, m + position, axis))
+
+
+def share(model, shape):
+    """Operations of one dense call over those of the whole dense pass."""
+    halo = 2 * margin(model.dilations)
+    sides = [(shape[1], shape[2]), (shape[0], shape[2]), (shape[0], shape[1])]
+    # Output pixels stand for operations, halo included: every layer shrinks both the same way.
+    work = [(a + halo / 2) * (b + halo / 2) for a, b in sides]
+    return sum(n * w for n, w in zip(TIMED, work)) / sum(n * w for n, w in zip(shape, work))
+
+
+def rectangles(model, wanted):
+    """(orientation, position, row, column, height, width) of every rectangle that ours computes, turned ones turned back."""
+    capacity = planes._capacity(model, wanted.shape)
+    packed = planes._pack(wanted)
+    out = []
+    for number in range(int(planes._count_chunks(packed.n, capacity))):
+        work = jax.device_get(planes._survey(model, planes._chunk(packed, number, capacity), wanted.shape))
+        for k, (start, stop) in enumerate(zip(work.bounds[:-1], work.bounds[1:])):
+            (a, b), kind = planes.sizes(wanted.shape)[k // planes.KINDS], k % planes.KINDS
+            for i in range(start, stop):
+                corner = (work.row[i], work.column[i], a, b) if kind < 3 else (work.column[i], work.row[i], b, a)
+                out.append((kind % 3, int(work.position[i]), *map(int, corner)))
+    return out
+
+
+def same_boxes(system, padded, boxes, wanted):
+    """Classes of the wanted voxels in raster order, each plane computed on the given rectangles only."""
+    m = (padded.shape[0] - wanted.shape[0]) // 2
+    rank = np.where(wanted, np.cumsum(wanted).reshape(wanted.shape) - 1, -1)
+    rows = [torch.empty((int(wanted.sum()), 32), device=system.device) for _ in range(3)]
+    for axis, position, row, column, height, width in boxes:
+        plane = np.take(padded, m + position, axis)[row : row + height + 2 * m, column : column + width + 2 * m]
+        plane = np.pad(plane, [(0, height + 2 * m - plane.shape[0]), (0, width + 2 * m - plane.shape[1])], constant_values=-1.0)
+        there = np.take(rank, position, axis)[row : row + height, column : column + width]
+        y, x = np.nonzero(there >= 0)
+        features = look_at(system, system.generator.subnets[axis], plane)
+        rows[axis][torch.from_numpy(there[y, x]).to(system.device)] = features[:, torch.from_numpy(y), torch.from_numpy(x)].T
+    with torch.no_grad():
+        logits = system.neck.logits(torch.cat(rows, 1).T[None, :, :, None])
+    return logits[0, :, :, 0].argmax(0).cpu().numpy()
+
+
+def by_scipy(scan, label):
+    """(mask, Agatston score) as the authors' steps make them: grown above the threshold, by size, by heart, without specks."""
+    spacing = tuple(uda_config.get_config().spacing_mm)
+    mm3, cube = float(np.prod(spacing)), np.ones((3, 3, 3))
+    threshold = scan.truth["threshold_hu"]
+    heart = ndimage.distance_transform_edt(~scan.heart, spacing) <= flow.HEART_DILATION_MM
+    component, count = ndimage.label(scan.hu >= threshold, cube)
+    votes = np.zeros((7, count + 1), np.int64)
+    np.add.at(votes, (label[label > 0], component[label > 0]), 1)
+    votes[:, 0] = 0
+    winner = np.where(votes.any(0), votes.argmax(0), 0)
+    winner[np.bincount(component.ravel(), minlength=count + 1) > np.ceil(MOST_MM3 / mm3)] = 0
+    mask = np.where(heart, winner[component], 0)
+    for number in range(1, 7):
+        piece, pieces = ndimage.label(mask == number, cube)
+        small = np.bincount(piece.ravel(), minlength=pieces + 1) <= 2
+        mask[small[piece] & (piece > 0)] = 0
+    return mask, observer.agatston(scan.hu, (mask >= 1) & (mask <= 3), spacing)
