@@ -11,11 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cacjax import lesions, pipeline, report, rules, scan, scores, spatial, summary, view
+from cacjax import aorta, hearts, lesions, pipeline, report, rules, scan, scores, spatial, summary, view
+from cacjax.aorta import NON_CONTRAST_HU
 from cacjax.scores import CLASSES
 
 FP_REDUCTION = ("paper", "authors_code", "none")
-NON_CONTRAST_HU = 130.0
 HEART_DILATION_MM = 5.0  # a ball of 10 mm diameter (Zhai 2022, section 2.5): coronary arteries lie on the heart's border
 MARGIN_MM = HEART_DILATION_MM  # around the heart's box, where the detector still looks
 LONG = 2**23  # voxels to look at from which detection on a CPU takes minutes, and is done in steps under a progress bar
@@ -29,6 +29,7 @@ class Result(NamedTuple):
     reduced, cut at 130 HU like on non-contrast CT (the scan threshold is the first step of the reduction); None where not
     asked for. probability: of coronary calcium, float32, 0 where no candidate; both None for regions. heart: bool or None.
     rows: a dict per artery, see report.COLUMNS. record: what else a user may ask (lesions, rule, threshold, timings), JSON-like.
+    structures: what a heart network found, see hearts.STRUCTURES, uint8; None without one.
     """
 
     scan: scan.Scan
@@ -38,6 +39,7 @@ class Result(NamedTuple):
     heart: np.ndarray | None
     rows: list
     record: dict
+    structures: np.ndarray | None = None
 
 
 class Clock:
@@ -66,6 +68,7 @@ def score(
     fp_reduction="paper",
     heart_dilation_mm=HEART_DILATION_MM,
     all_detected=True,
+    aorta_roi=None,
     aorta_hu=None,
     see=None,
 ):
@@ -73,35 +76,40 @@ def score(
 
     path_or_scan: file, DICOM folder or zip, or a Scan. detector: the pair (config, predict) that `cacjax.train.load` returns; or
     regions: a mask (path or [z, y, x] on the scan's grid) of candidates that are scored instead, each label a row. heart: mask
-    (path or array) that detection is limited to: the detector looks in its box, and reduction of false positives drops what
-    lies outside of it, dilated by heart_dilation_mm. threshold_hu: scan threshold, e.g. aortic mean + 3 SD of a CCTA; not given:
-    that of the rule. rule: name of a scoring rule. mass_factor: mg per cm³ and HU; without it there is no mass. fp_reduction:
-    "paper", "authors_code", "none". all_detected: classify every candidate; if not, only those that can end in the mask: the
-    same mask several times faster, but nothing is known of what was detected before reduction. aorta_hu: mean of the ascending
-    aorta. see: the detector's view of the scan, a name of `view.NAMES`; not given: that of its config. Raises ScanError
-    for a scan or masks that cannot be used, ValueError for options that do not exist.
+    (path or array) that detection is limited to, or the pair (config, predict) of a heart network that finds it: the detector looks
+    in its box, and reduction of false positives drops what lies outside of it, dilated by heart_dilation_mm. threshold_hu: scan
+    threshold, e.g. aortic mean + 3 SD of a CCTA; "auto" measures this with the heart network; not given: that of the rule.
+    aorta_roi: a file with what was measured (see `aorta.read_roi`), which goes before threshold_hu. rule: name of a scoring rule.
+    mass_factor: mg per cm³ and HU; without it there is no mass. fp_reduction: "paper", "authors_code", "none". all_detected: classify
+    every candidate; if not, only those that can end in the mask: the same mask several times faster, but nothing is known of what was
+    detected before reduction. aorta_hu: mean of the ascending aorta; not given: as measured for the threshold. see: the detector's
+    view of the scan, a name of `view.NAMES`; not given: that of its config. Raises ScanError for a scan, masks or a threshold that
+    cannot be used, ValueError for options that do not exist.
     """
     _check_options(rule, fp_reduction, detector, regions, see)
+    aorta.check(threshold_hu, heart, aorta_roi)
     clock = Clock()
     image = path_or_scan if isinstance(path_or_scan, scan.Scan) else scan.read(path_or_scan)
-    heart, regions = (None if mask is None else as_mask(mask, image) for mask in (heart, regions))
-    if heart is not None and not heart.any():
-        raise scan.ScanError("empty_heart", f"{image.path}: expected a heart mask with voxels in it, got an empty one")
+    regions = None if regions is None else hearts.as_mask(regions, image)
     clock.lap("read")
+    heart = hearts.find(heart, image)
+    clock.lap("heart")
     rule_record, notes = at_voltage(rules.named(rule), image.acquisition.kvp)
-    threshold = choose_threshold(threshold_hu, rule_record)
+    threshold, flags = aorta.choose(threshold_hu, rule_record, image, heart, roi=aorta_roi, truncate=fp_reduction == "authors_code")
+    clock.lap("threshold")
     options = {
         "rule": rule_record,
         "mass_factor": mass_factor,
         "slice_thickness_mm": image.acquisition.slice_thickness_mm,
     }
     check_rule(rule_record, image)
-    notes += summary.warnings(threshold, rule_record, image)
+    notes += summary.warnings(threshold, rule_record, image) + [aorta.FLAGS[flag] for flag in flags]
     if regions is not None:
         found = score_regions(image, regions, threshold, clock, **options)
     else:
         reduction = {"mode": fp_reduction, "dilation_mm": float(heart_dilation_mm), "all_detected": bool(all_detected)}
-        look = summary.describe_view(see or detector[0].view, aorta_hu)
+        see = see or getattr(detector[0], "view", "none")  # runs from before there were views have none
+        look = summary.describe_view(see, threshold.get("mean_hu") if aorta_hu is None else aorta_hu)
         notes += look.pop("notes")
         found = detect_and_score(image, heart, threshold, detector, clock, reduction=reduction, look=look, **options)
     record = {
@@ -113,9 +121,11 @@ def score(
         "rule": summary.describe_rule(rule, rule_record, image),
         "mass_factor": mass_factor,
         "category_scheme": scores.SCHEMES[summary.SCHEME],
+        "flags": flags,
         "notes": notes,
     }
-    return found._replace(record=report.plain(record | found.record | {"timings_s": clock.seconds}))
+    record = report.plain(record | found.record | {"timings_s": clock.seconds})
+    return found._replace(record=record, structures=heart and heart.structures)
 
 
 def _check_options(rule, fp_reduction, detector, regions, see):
@@ -129,32 +139,12 @@ def _check_options(rule, fp_reduction, detector, regions, see):
         raise ValueError("expected a detector, the workdir of a trained one, or regions to score, got none of them")
 
 
-def as_mask(mask, image):
-    """A mask [z, y, x] on the grid of `image` from a path or an array. Raises ScanError `grid_mismatch`."""
-    if isinstance(mask, str | pathlib.Path):
-        return scan.read_mask(mask, image)
-    mask = np.asarray(mask)
-    if mask.shape != image.hu.shape:
-        text = f"{image.path}: expected a mask of shape {image.hu.shape}, got {mask.shape}"
-        raise scan.ScanError("grid_mismatch", text)
-    return mask
-
-
 def at_voltage(rule, kvp):
     """(rule for this tube voltage, notes): a voltage that the rule does not know leaves it as it is, and is noted."""
     try:
         return rules.at_kvp(rule, kvp), []
     except ValueError as error:
         return rule, [f"limits of {rule.kvp:g} kV used: {error}"]
-
-
-def choose_threshold(threshold_hu, rule):
-    """The scan threshold as the record shows it: {"hu", "from"}; what is not given is that of the rule, or 130 HU."""
-    if threshold_hu is not None:
-        return {"hu": float(threshold_hu), "from": "option"}
-    least = NON_CONTRAST_HU if rule.threshold_hu is None else rule.threshold_hu
-    least = np.nextafter(np.float32(least), np.float32(np.inf)) if rule.strict else least
-    return {"hu": float(least), "from": "assumed non-contrast"}
 
 
 def check_rule(rule, image):
@@ -188,9 +178,9 @@ def score_regions(image, regions, threshold, clock, **options):
 
 
 def detect_and_score(image, heart, threshold, detector, clock, *, reduction, look, rule, mass_factor, slice_thickness_mm):
-    """Result of a detector (config, predict): detect, cut at the scan threshold, reduce false positives, score."""
+    """Result of a detector (config, predict): detect, cut at the scan threshold, reduce false positives, score; heart: see `hearts`."""
     config, predict = detector
-    turned, inside = scan.oriented(image, np.zeros_like(image.hu, bool) if heart is None else heart > 0)
+    turned, inside = scan.oriented(image, np.zeros_like(image.hu, bool) if heart is None else heart.mask)
     spacing_mm = scan.spacing_mm(turned.affine)
     unit = rules.pixel_score(rule, spacing_mm, slice_thickness_mm=slice_thickness_mm)
     numbers = scores.numbers(rule, spacing_mm, unit, scheme=summary.SCHEME)
@@ -205,7 +195,7 @@ def detect_and_score(image, heart, threshold, detector, clock, *, reduction, loo
     totals = scores.by_artery(scores.from_totals(tables.totals, spacing_mm, rule, unit, mass_factor=mass_factor))
     record = {
         "lesions": summary.lesions_by_class(tables.lesions, turned.affine),
-        "heart": {"from": NO_HEART} if heart is None else {"from": "mask", "dilated_mm": reduction["dilation_mm"]},
+        "heart": {"from": NO_HEART} if heart is None else hearts.describe(heart, image) | {"dilated_mm": reduction["dilation_mm"]},
         "fp_reduction": {"mode": reduction["mode"], "removed": summary.removed(found.removed, reduction)},
         "network_spacing_mm": list(config.spacing_mm),
         "view": look,
@@ -213,7 +203,7 @@ def detect_and_score(image, heart, threshold, detector, clock, *, reduction, loo
     arrays = found.mask, found.detected if reduction["all_detected"] else None, found.probability
     back = [None if each is None else scan.restore(_cut(each, turned.hu.shape), image) for each in arrays]
     clock.lap("fetch")
-    return Result(image, *back, heart, summary.make_rows(totals, int(tables.category)), record)
+    return Result(image, *back, heart and heart.mask, summary.make_rows(totals, int(tables.category)), record)
 
 
 def make_case(hu, heart, spacing_mm, threshold_hu, numbers, config, rule, reduction, look=None):
@@ -261,7 +251,8 @@ def box_around(heart, shape, spacing_mm):
 
 
 def write(result, out, name, *, save_probability=False):
-    """Write the masks of a Result and its picture to the folder `out` as <name>_mask.nii.gz and so on; not the record."""
+    """Write the masks of a Result and its picture to the folder `out` as <name>_mask.nii.gz and so on, not the record; and what a
+    heart network found."""
     out = pathlib.Path(out)
     scan.write_mask(result.mask, result.scan, out / f"{name}_mask.nii.gz")
     if result.detected is not None:
@@ -280,6 +271,8 @@ def write(result, out, name, *, save_probability=False):
         heart=None if result.heart is None else heart,
         title=caption(name, result),
     )
+    if result.structures is not None:
+        hearts.write(result.structures, result.scan, result.record["threshold"], out, name)
 
 
 def caption(name, result):

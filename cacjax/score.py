@@ -1,9 +1,10 @@
 """Detect and score calcium: `python -m cacjax.score SCAN... --workdir W --out OUT`.
 
 A SCAN is a file, a DICOM folder or zip, a folder of those, or a folder with a manifest.csv, which brings hearts and
-thresholds. N scans give N answers: a scan that cannot be scored is a row with a reason, and the exit code is 1. OUT
-holds scores.csv (one row per scan and artery) and, per scan, <scan>.json, <scan>_mask.nii.gz, <scan>_detected.nii.gz
-(before false positives are reduced) and <scan>.png. Long detections show their progress.
+thresholds. N scans give N answers: a scan that cannot be scored is a row with a reason, and the exit code is 1; one whose
+score is in doubt has a reason, too. OUT holds scores.csv (one row per scan and artery) and, per scan, <scan>.json,
+<scan>_mask.nii.gz, <scan>_detected.nii.gz (before false positives are reduced) and <scan>.png; from a heart network also
+<scan>_heart.nii.gz and <scan>_heart.png. Long detections show their progress.
 """
 
 import argparse
@@ -20,9 +21,10 @@ import jax
 from tqdm import tqdm
 
 import cacjax
-from cacjax import flow, manifest, report, rules, scan, view
+from cacjax import aorta, flow, manifest, report, rules, scan, view
 
 OUTPUTS = (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")
+HEART_OUTPUTS = ("_heart.nii.gz", "_heart.png")
 
 
 class Job(NamedTuple):
@@ -31,8 +33,9 @@ class Job(NamedTuple):
     name: str
     source: scan.Source
     heart: pathlib.Path | None
-    threshold_hu: float | None
+    threshold_hu: float | str | None
     threshold_from: str
+    aorta_roi: pathlib.Path | None
     aorta_hu: float | None
 
 
@@ -45,10 +48,11 @@ def main(argv=None):
     jobs = gather(options)
     try:
         detector = None if options.regions else load_detector(options.workdir)
+        segmenter = load_heart(options.heart)
     except FileNotFoundError as error:
         raise SystemExit(f"error: {error}") from None
     try:
-        records = run(jobs, out, options, detector)
+        records = run(jobs, out, options, detector, segmenter)
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command with --resume continues") from None
     rows = all_rows(records)
@@ -67,12 +71,13 @@ def parse(argv):
     add("--out", required=True, help="folder for the results; files of the same scan are overwritten")
     add("--regions", help="score these candidate regions instead of detecting: each label one row")
     add("--series", help="which CT series, where a folder holds several: UID, end of the UID, or part of the description")
-    add("--heart", help="limit detection to this heart mask (for all scans; a manifest brings its own)")
+    add("--heart", help="limit detection to this heart mask, or to what the heart network of this training folder finds (for all scans)")
     add(
         "--threshold-hu",
-        type=float,
-        help="scan threshold in HU, e.g. aortic mean + 3 SD of a CCTA (default: the manifest's, else 130)",
+        type=_threshold,
+        help='scan threshold in HU, or "auto": aortic mean + 3 SD as measured with the heart network (default: the manifest\'s, else 130)',
     )
+    add("--aorta-roi", help="file with mean and SD of the aorta as 7th and 8th number (Zhai 2022), or a folder of them, <scan>.txt")
     add("--aorta-hu", type=float, help="mean HU of the ascending aorta, which the view needs (default: the manifest's)")
     add("--view", choices=view.NAMES, help="how the detector sees enhanced scans (default: as it was trained)")
     add("--heart-dilation-mm", type=float, default=flow.HEART_DILATION_MM, help="grow the heart by this (default: %(default)s)")
@@ -85,7 +90,13 @@ def parse(argv):
     options = parser.parse_args(argv)
     if not options.regions and not options.workdir:
         parser.error("expected --workdir (a trained detector) or --regions (candidate regions to score)")
+    if options.threshold_hu == aorta.AUTO and not (options.heart and pathlib.Path(options.heart).is_dir()):
+        parser.error("--threshold-hu auto needs --heart WORKDIR, the training folder of a heart network")
     return options
+
+
+def _threshold(text):
+    return text if text == aorta.AUTO else float(text)
 
 
 def describe_device():
@@ -126,11 +137,11 @@ def _single(row):
 def _job(name, source, options, row=None):
     heart = pathlib.Path(options.heart) if options.heart else row and row.heart
     aorta_hu = options.aorta_hu if options.aorta_hu is not None else row and row.aorta_hu
-    if options.threshold_hu is not None:
-        return Job(name, source, heart, options.threshold_hu, "option", aorta_hu)
-    if row and row.threshold_hu is not None:
-        return Job(name, source, heart, row.threshold_hu, "manifest", aorta_hu)
-    return Job(name, source, heart, None, "assumed non-contrast", aorta_hu)
+    roi = options.aorta_roi and pathlib.Path(options.aorta_roi)
+    roi = roi / f"{name}.txt" if roi and roi.is_dir() else roi
+    if options.threshold_hu is None and roi is None and row and row.threshold_hu is not None:
+        return Job(name, source, heart, row.threshold_hu, "manifest", None, aorta_hu)
+    return Job(name, source, heart, options.threshold_hu, "", roi, aorta_hu)
 
 
 def load_detector(workdir):
@@ -140,21 +151,30 @@ def load_detector(workdir):
     return train.load(workdir)
 
 
-def score(path_or_scan, *, workdir=None, detector=None, **options):
-    """Detect and score calcium in one scan, with the newest checkpoint of the training folder `workdir`; see `flow.score`."""
+def load_heart(given):
+    """(config, predict) of the heart network in the training folder `given`; what is no training folder comes back as it is."""
+    is_run = isinstance(given, str | pathlib.Path) and pathlib.Path(given).is_dir()
+    return load_detector(given) if is_run else given
+
+
+def score(path_or_scan, *, workdir=None, detector=None, heart=None, **options):
+    """Detect and score calcium in one scan, with the newest checkpoint of the training folder `workdir`; see `flow.score`.
+
+    heart: also the training folder of a heart network.
+    """
     if workdir is not None and detector is None:
         detector = load_detector(workdir)
-    return flow.score(path_or_scan, detector=detector, **options)
+    return flow.score(path_or_scan, detector=detector, heart=load_heart(heart), **options)
 
 
-def run(jobs, out, options, detector):
+def run(jobs, out, options, detector, segmenter=None):
     """Score all jobs one after another; returns their records. Nothing that one scan does stops the next."""
     records, began = [], time.perf_counter()
     with tqdm(jobs, unit="scan", disable=None) as progress:
         for job in progress:
             start = time.perf_counter()
             record = _kept(job, out, options) if options.resume else None
-            records.append(record or score_one(job, out, options, detector))
+            records.append(record or score_one(job, out, options, detector, segmenter))
             report.write_csv(out / "scores.csv", all_rows(records), report.COLUMNS)
             left = (time.perf_counter() - began) / len(records) * (len(jobs) - len(records))
             line = _line(records[-1], time.perf_counter() - start)
@@ -167,14 +187,14 @@ def all_rows(records):
     return [row for record in records for row in record["rows"]]
 
 
-def score_one(job, out, options, detector):
+def score_one(job, out, options, detector, segmenter=None):
     """Score one job and write its files; the record is written last, so a complete record means complete files."""
-    for suffix in OUTPUTS:
+    for suffix in OUTPUTS + HEART_OUTPUTS:
         (out / f"{job.name}{suffix}").unlink(missing_ok=True)
     record = {"scan": job.name, "path": str(job.source.path), "settings": settings(job, options)}
     record["versions"] = versions()
     try:
-        record |= _score_and_write(job, out, options, detector)
+        record |= _score_and_write(job, out, options, detector, segmenter)
     except scan.ScanError as error:
         record |= refusal(job, error.code, str(error))
     except Exception as error:
@@ -184,13 +204,14 @@ def score_one(job, out, options, detector):
     return record
 
 
-def _score_and_write(job, out, options, detector):
+def _score_and_write(job, out, options, detector, segmenter):
     if job.source.error is not None:
         raise job.source.error
     result = flow.score(
         job.source,
         detector=detector,
-        heart=job.heart,
+        heart=segmenter if isinstance(segmenter, tuple) else job.heart,
+        aorta_roi=job.aorta_roi,
         regions=options.regions,
         threshold_hu=job.threshold_hu,
         rule=options.rule,
@@ -204,10 +225,11 @@ def _score_and_write(job, out, options, detector):
     start = time.perf_counter()
     flow.write(result, out, job.name, save_probability=options.save_probability)
     timings = result.record["timings_s"] | {"write": time.perf_counter() - start}
-    rows = [{"scan": job.name, "status": "scored", "reason": "", **row} for row in result.rows]
-    threshold = result.record["threshold"] | {"from": job.threshold_from}
+    reason = " ".join(result.record["flags"])
+    rows = [{"scan": job.name, "status": "scored", "reason": reason, **row} for row in result.rows]
+    threshold = result.record["threshold"] | ({"from": job.threshold_from} if job.threshold_from else {})
     more = {"threshold": threshold, "timings_s": timings, "rows": rows}
-    return {"status": "scored", "reason": "", **result.record, **more}
+    return {"status": "scored", "reason": reason, **result.record, **more}
 
 
 def refusal(job, code, message):
@@ -222,6 +244,8 @@ def settings(job, options):
     chosen = {key: getattr(options, key) for key in keys}
     chosen |= {
         "heart": job.heart and str(job.heart),
+        "heart_checkpoint": _newest(options.heart),
+        "aorta_roi": job.aorta_roi and str(job.aorta_roi),
         "threshold_hu": job.threshold_hu,
         "threshold_from": job.threshold_from,
         "aorta_hu": job.aorta_hu,

@@ -42,7 +42,7 @@ class Task(NamedTuple):
     init(key, batch, source) -> State; `source` is the State of a source network, or None.
     train_step(state, batch, key) -> (State, metrics)
     predict(state, hu, box) -> Prediction; hu float32 [z, y, x] in Hounsfield units on the network's grid, box ((z0, y0, x0),
-    (z1, y1, x1)) limits the work, None means the whole scan.
+    (z1, y1, x1)) limits the work, None means the whole scan. That of a segmentation gives class probabilities [classes, z, y, x].
     """
 
     init: Callable

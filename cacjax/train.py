@@ -20,7 +20,7 @@ from absl import app, flags, logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
-from cacjax import data, datasets, sampling
+from cacjax import blocks, data, datasets, sampling
 from cacjax.models.dilated import margin
 from cacjax.progress import Interrupt, Progress
 from cacjax.task import State, Task
@@ -112,7 +112,9 @@ def build(config) -> Task:
 
 
 def example_batch(config) -> dict:
-    """Shapes of one batch: per stream hu [*count, planes, size, size, slab] and label [*count, planes, n, n]."""
+    """Shapes of one batch: per stream hu [*count, planes, size, size, slab] and label [*count, planes, n, n]; blocks for a 3-D network."""
+    if "planes" not in config.model:
+        return blocks.example_batch(config.streams)
     m = margin(config.model.dilations)
 
     def shapes(stream):
@@ -153,6 +155,9 @@ def batch_shardings(config, mesh) -> dict:
 
 def make_batches(config, step: int):
     """The loader of a config's streams, at the position that follows from `step`."""
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    if "planes" not in config.model:
+        return blocks.make_loader(datasets.open(config), config.streams, seed=config.seed, step=step, **share)
     planes = sampling.PLANES[: config.model.planes]
     options = {"margin": margin(config.model.dilations), "planes": planes, "slab": config.model.slab}
 
@@ -167,8 +172,7 @@ def make_batches(config, step: int):
         step=step,
         num_threads=config.data.loader.threads,
         num_workers=config.data.loader.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        **share,
     )
 
 

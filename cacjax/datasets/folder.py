@@ -1,9 +1,9 @@
 """A folder of scans with a manifest.csv as a cohort, resampled to the network's grid.
 
 Settings: manifest (its path or its folder's), spacing_mm, order (of the spline for HU: 3, the default, as Zhai 2022, or 1,
-linear), labels (what masks hold: "classes" 0-6, the default, or "overlay", the published codes 8, 9, 10, 15, 52-58). A row
-names its split; its domain may be left to the split's name. Rows that cannot be used are listed in rejected.csv beside
-the prepared records.
+linear), labels (what masks hold: "classes" 0-6, the default, "overlay", the published codes 8, 9, 10, 15, 52-58, or "structures" of
+the heart, 0-7). A row names its split; its domain may be left to the split's name. Rows that cannot be used are listed in
+rejected.csv beside the prepared records.
 """
 
 import collections
@@ -23,7 +23,8 @@ from cacjax.datasets import records
 REJECTED = "rejected.csv"
 CLASSES = {i: i for i in range(7)}
 OVERLAY = {0: 0, 8: 1, 9: 2, 10: 3, 15: 4, 52: 4, 54: 4, 55: 4, 56: 4, 57: 4, 53: 5, 58: 6}  # Zhai 2022, official code
-LABELS = {"classes": CLASSES, "overlay": OVERLAY}
+STRUCTURES = {i: i for i in range(8)}
+LABELS = {"classes": CLASSES, "overlay": OVERLAY, "structures": STRUCTURES}
 
 
 class Rejected(NamedTuple):
@@ -176,7 +177,7 @@ def to_grid(image: scan.Scan, mask, heart, new_spacing_mm, *, order: int):
 
 
 def to_classes(mask: np.ndarray, classes: dict[int, int]) -> np.ndarray:
-    """Map the values of a mask to classes 0-6, uint8; ValueError naming values that have no class."""
+    """Map the values of a mask to classes, uint8; ValueError naming values that have no class."""
     table = np.full(2**16, 255, np.uint8)  # one entry per int16, addressed as uint16
     table[np.array(list(classes), np.int16).view(np.uint16)] = list(classes.values())
     mask = np.asarray(mask).astype(np.int16)

@@ -3,6 +3,7 @@
 Settings: seed, shape (voxels), spacing_mm, splits {name: {protocol, count}}; a protocol may be several with commas
 between, taken in turn. A split whose name starts with "target" is of the target domain, any other of the source. With the key
 `calcified` (a share) every so many patients of a split are drawn again until they have calcium: half of a screening cohort has none.
+labels: "classes" of calcium (default), or "structures" of the heart, 0-7 as in cacjax.hearts.STRUCTURES.
 """
 
 import functools
@@ -18,6 +19,7 @@ from cacjax.phantom import acquisition, anatomy
 
 CALCIFIED_MM3 = 10.0
 PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
+LABELS = ("classes", "structures")
 
 
 class PhantomCohort(tfds.core.GeneratorBasedBuilder):
@@ -55,8 +57,12 @@ def settings(data) -> dict:
             )
     if not splits:
         raise ValueError("data.splits is empty, expected {name: {protocol, count}}")
+    labels = data.get("labels", LABELS[0])
+    if labels not in LABELS:
+        raise ValueError(f"data.labels of phantoms must be one of {', '.join(LABELS)}, got {labels!r}")
     grid = {"shape": [int(n) for n in data["shape"]], "spacing_mm": [float(s) for s in data["spacing_mm"]]}
-    return {"kind": "phantom", "seed": int(data["seed"]), "splits": splits, "generator": _generator(), **grid}
+    made = {"kind": "phantom", "seed": int(data["seed"]), "splits": splits, "generator": _generator(), **grid}
+    return made | ({"labels": labels} if labels != LABELS[0] else {})
 
 
 def _generator() -> str:
@@ -107,7 +113,7 @@ def make(number: int, *, settings: dict, split: str) -> dict:
     return records.make_record(
         f"{split}-{number:04d}",
         scan.hu,
-        scan.label,
+        scan.structures if settings.get("labels") == "structures" else scan.label,
         scan.heart,
         scan.affine,
         domain="target" if split.startswith("target") else "source",

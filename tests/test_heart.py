@@ -1,0 +1,291 @@
+"""The heart: 3-D convolutions, the published network, its training blocks, whole scans by windows, and what scoring makes of it."""
+
+import importlib
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import SimpleITK as sitk
+from conftest import shrink, small_record
+from jax import lax
+from scipy import ndimage
+
+from cacjax import blocks, flow, hearts, losses, scan, train
+from cacjax import score as score_module
+from cacjax.geometry import Acquisition
+from cacjax.models import conv3d
+from cacjax.models.heart import EncoderDecoder
+from cacjax.phantom import layers, make_scan
+from cacjax.task import Prediction
+
+AXES = ("NDHWC", "DHWIO", "NDHWC")
+
+
+def parameters(model):
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 16, 16, 16, 1)))["params"]
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
+
+
+def test_published_parameter_count():
+    assert parameters(EncoderDecoder()) == 386_942
+    # The heart network of van Velzen 2022 is of the same form.
+    assert parameters(EncoderDecoder(width=16, blocks=9, classes=2)) == 2_149_298
+
+
+@pytest.mark.parametrize("c, f, k", [(1, 4, 7), (5, 3, 3), (3, 6, 2)])
+def test_convolution_by_slices_equals_the_convolution(c, f, k):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.normal(size=(2, 8, 9, 7, c)).astype(np.float32), rng.normal(size=(k, k, k, c, f)).astype(np.float32)
+    plain, pull = jax.vjp(lambda x, w: lax.conv_general_dilated(x, w, (1, 1, 1), "VALID", dimension_numbers=AXES), x, kernel)
+    ours, pull_ours = jax.vjp(conv3d.by_slices, x, kernel)
+    for a, b in zip((ours, *pull_ours(plain)), (plain, *pull(plain))):
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+
+
+def test_strided_convolution_and_its_transpose():
+    """Against XLA's own: stride 2 with padding 1, and the transposed one as PyTorch's padding 1, output_padding 1 makes it."""
+    x = np.random.default_rng(0).normal(size=(2, 4, 6, 8, 3)).astype(np.float32)
+    for step, options in (("down", {"window_strides": (2, 2, 2), "padding": [(1, 1)] * 3}), ("up", {"padding": [(1, 2)] * 3})):
+        layer = conv3d.Conv3D(5, 3, step)
+        variables = layer.init(jax.random.key(0), x)
+        kernel, bias = variables["params"]["kernel"], variables["params"]["bias"]
+        if step == "up":
+            kernel, options = kernel[::-1, ::-1, ::-1], options | {"window_strides": (1, 1, 1), "lhs_dilation": (2, 2, 2)}
+        expected = lax.conv_general_dilated(x, kernel, dimension_numbers=AXES, **options) + bias
+        np.testing.assert_allclose(layer.apply(variables, x), expected, atol=1e-5)
+
+
+def test_any_sides_come_back():
+    model = EncoderDecoder(width=1, blocks=1, classes=3, ends=3)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 8, 8, 8, 1)))
+    assert jax.eval_shape(model.apply, shapes, jnp.zeros((2, 5, 9, 7, 1))).shape == (2, 5, 9, 7, 3)
+
+
+def test_soft_dice_by_hand():
+    """Two classes on four voxels: class 1 is real in two, predicted with .5, .5, .5 and 0."""
+    p = jnp.array([0.5, 0.5, 0.5, 0.0])
+    dice = losses.soft_dice(jnp.stack([1 - p, p], -1), jnp.array([1, 1, 0, 0]))
+    np.testing.assert_allclose(dice, [(2 * 1.5 + 1) / (2.5 + 2 + 1), (2 * 1.0 + 1) / (1.5 + 2 + 1)])
+
+
+def stream(**changes):
+    options = {"split": "a", "count": (4,), "patch": 5, "strata": (("heart_box", 0.5), ("anywhere", 0.5))}
+    return types.SimpleNamespace(**options | {"scans_in_memory": 0, "swap_every": 0} | changes)
+
+
+def test_blocks_follow_from_the_step_and_are_shared_out():
+    sources = {"a": [small_record(i) for i in range(3)]}
+    loader = blocks.make_loader(sources, {"train": stream()}, seed=1)
+    steps = [next(loader)["train"] for _ in range(3)]
+    again = next(blocks.make_loader(sources, {"train": stream()}, seed=1, step=2))["train"]
+    parts = [next(blocks.make_loader(sources, {"train": stream()}, seed=1, step=2, process_index=i, process_count=2)) for i in (0, 1)]
+    for key, dtype in (("hu", np.int16), ("label", np.uint8)):
+        assert again[key].dtype == dtype and again[key].shape == (4, 5, 5, 5)
+        np.testing.assert_array_equal(again[key], steps[2][key])
+        np.testing.assert_array_equal(again[key], np.concatenate([part["train"][key] for part in parts]))
+    assert not np.array_equal(steps[0]["hu"], steps[1]["hu"])
+    assert ((steps[2]["hu"] == 400) == (steps[2]["label"] > 0)).all()
+    with pytest.raises(ValueError, match="no records of split 'b'"):
+        next(blocks.make_loader(sources, {"train": stream(split="b")}, seed=1))
+
+
+def test_blocks_stay_in_the_scan_and_repeat_its_edge_where_it_is_smaller():
+    volume = np.arange(4 * 9).reshape(4, 9, 1)
+    cube = blocks.cut(volume, (0, 8, 0), 5)
+    np.testing.assert_array_equal(cube[:, :, 0], np.concatenate([volume[:, 4:, 0], volume[3:, 4:, 0]]))
+    assert (cube == cube[:, :, :1]).all()
+
+
+def test_windows_cover_a_scan_and_are_averaged():
+    """A network that gives each voxel its HU, and the windows' positions no part in it; and one that tells the window's mean."""
+    hu = np.random.default_rng(0).normal(size=(7, 20, 33)).astype(np.float32)
+    sizes = set()
+
+    def itself(block):
+        sizes.add(block.shape[1:])
+        return np.stack([block, -block], -1)
+
+    found = blocks.slide(itself, hu, window=16, overlap=4)
+    np.testing.assert_allclose(found, np.stack([hu, -hu]), rtol=1e-6)
+    assert sizes == {(8, 16, 16)}
+    ones = blocks.slide(lambda block: np.ones((*block.shape, 1)), hu, window=16, overlap=4)
+    np.testing.assert_allclose(ones, 1)
+
+
+def image_of(hu, spacing_mm=(3.0, 1.0, 1.5), flips=(1, 1, 1)):
+    affine = np.zeros((4, 4))
+    affine[[2, 1, 0], [0, 1, 2]] = np.array(spacing_mm) * flips
+    affine[:3, 3], affine[3, 3] = (7.0, -4.0, 30.0), 1.0
+    return scan.Scan(hu=np.asarray(hu, np.float32), affine=affine, path="p", acquisition=Acquisition())
+
+
+def test_coarser_grid_lies_where_the_scan_lies():
+    """Means over whole blocks: a linear ramp in millimetres stays one, and noise averages out."""
+    shape = (12, 40, 30)
+    image = image_of(np.zeros(shape), (1.0, 0.7, 0.7))
+    z, y, x = np.indices(shape)
+    ramp = (image.affine[0] @ np.stack([z, y, x, np.ones(shape)]).reshape(4, -1)).reshape(shape)
+    hu, affine = hearts.coarsen(ramp, image.affine, (3.0, 3.0, 3.0))
+    np.testing.assert_allclose(scan.spacing_mm(affine), 3.0)
+    assert hu.shape == (4, 9, 7)
+    index = np.stack([*np.indices(hu.shape), np.ones(hu.shape)]).reshape(4, -1)
+    np.testing.assert_allclose(hu[:, :, :-1], (affine[0] @ index).reshape(hu.shape)[:, :, :-1], atol=1e-3)
+    noisy, _ = hearts.coarsen(np.random.default_rng(0).normal(0, 30, shape), image.affine, (3.0, 3.0, 3.0))
+    assert noisy.std() < 10
+
+
+def by_brightness(classes=8):
+    """Stands in for a heart network on a 3 mm grid: 100 HU is class 1, 200 HU class 2 and so on."""
+
+    def predict(hu):
+        return np.moveaxis(np.eye(classes, dtype=np.float32)[np.clip(np.round(hu / 100), 0, classes - 1).astype(int)], -1, 0)
+
+    return types.SimpleNamespace(spacing_mm=(3.0, 3.0, 3.0), model=types.SimpleNamespace(classes=classes)), predict
+
+
+@pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1)])
+def test_structures_come_back_to_the_scan_and_specks_are_dropped(flips):
+    hu = np.zeros((30, 60, 60))
+    hu[9:21, 12:48, 12:48] = 100  # 36 x 36 x 54 mm
+    hu[9:21, 12:18, 12:48] = 600
+    expected = np.round(hu / 100)
+    hu[0:3, 54:57, 54:57] = 100  # a speck
+    image = image_of(hu, flips=flips)
+    heart = hearts.find(by_brightness(), image)
+    wrong = heart.structures != expected
+    assert heart.source == "network" and heart.structures[1, 55, 55] == 0
+    assert not ndimage.binary_erosion(wrong, np.ones((2, 3, 3))).any()  # a voxel of the network's grid at the edges, no more
+    np.testing.assert_array_equal(heart.mask, heart.structures == 1)
+    told = hearts.describe(heart, image)
+    assert told["from"] == "network" and told["structures_ml"]["LV cavity"] == pytest.approx(12 * 30 * 36 * 4.5 / 1000, rel=0.1)
+
+
+def test_no_heart_is_refused():
+    with pytest.raises(scan.ScanError, match="no_heart"):
+        hearts.find(by_brightness(), image_of(np.zeros((8, 20, 20))))
+    with pytest.raises(scan.ScanError, match="empty_heart"):
+        hearts.find(np.zeros((8, 20, 20)), image_of(np.zeros((8, 20, 20))))
+
+
+@pytest.fixture(scope="module")
+def ccta():
+    return make_scan("ccta", 11, shape=(40, 72, 72), spacing_mm=(3.0, 2.2, 2.2))
+
+
+def test_structures_of_the_phantom(ccta):
+    """Every class is there, within the pericardium where it is the heart's, at the HU of its compartment; names and numbers agree."""
+    assert set(layers.STRUCTURES.values()) == set(range(1, len(hearts.STRUCTURES)))
+    assert ccta.structures.dtype == np.uint8 and set(np.unique(ccta.structures)) == set(range(len(hearts.STRUCTURES)))
+    heart = hearts.is_heart(ccta.structures)
+    assert (heart & ccta.heart).sum() > 0.97 * heart.sum() and ((ccta.structures > 0) & ccta.heart).sum() == ccta.heart.sum()
+    inner = {
+        name: ccta.clean[ndimage.binary_erosion(ccta.structures == number, iterations=2)].mean()
+        for number, name in enumerate(hearts.STRUCTURES)
+        if name in ("LV cavity", "LA", "ascending aorta")
+    }
+    assert inner["LV cavity"] == pytest.approx(inner["ascending aorta"], rel=0.1)
+    assert inner["LA"] == pytest.approx(inner["ascending aorta"], rel=0.1)
+    wall = np.median(ccta.clean[ccta.structures == hearts.STRUCTURES.index("LV myocardium")])
+    assert 50 < wall < 180 < inner["ascending aorta"]
+
+
+def small_config(steps=2):
+    config = shrink(importlib.import_module("configs.heart").get_config("tiny,whole"), steps=steps)
+    with config.unlocked():
+        config.model.blocks = 1
+    return config
+
+
+def test_training_lowers_the_loss_on_one_batch(ccta):
+    """The real task at toy width, blocks of one phantom: the dice of the chambers rises within a few steps."""
+    config = small_config()
+    with config.unlocked():
+        config.model.width, config.streams.train.patch, config.optimiser.rate = 4, 16, 1e-2
+    task = train.build(config)
+    record = small_record(0) | {"hu": ccta.hu, "label": ccta.structures, "heart": ccta.heart.astype(np.uint8)}
+    batch = next(blocks.make_loader({"source_train": [record]}, config.streams, seed=0))
+    state = jax.jit(lambda key: task.init(key, train.example_batch(config)))(jax.random.key(0))
+    step = jax.jit(task.train_step)
+    found = []
+    for _ in range(15):
+        state, metrics = step(state, batch, jax.random.key(0))
+        found.append(float(metrics["loss"]))
+    assert found[-1] < found[0] - 1
+    probability = task.predict(state, ccta.hu[:15, :24, :21])
+    assert probability.shape == (8, 15, 24, 21)
+    np.testing.assert_allclose(probability.sum(0), 1, rtol=1e-4)
+
+
+def test_classes_that_a_network_lacks_are_background():
+    """The published six classes train on the phantom's eight."""
+    config = small_config()
+    with config.unlocked():
+        config.model.classes = 6
+    task = train.build(config)
+    rng = np.random.default_rng(0)
+    hu, label = rng.integers(-200, 400, (2, 9, 9, 9)), rng.integers(0, 8, (2, 9, 9, 9)).astype(np.uint8)
+    state = jax.jit(lambda key: task.init(key, train.example_batch(config)))(jax.random.key(0))
+    step = jax.jit(lambda state, batch: task.train_step(state, batch, None)[1])
+    results = [step(state, {"train": {"hu": hu, "label": each}}) for each in (label, np.where(label > 5, 0, label).astype(np.uint8))]
+    assert results[0]["loss"] == results[1]["loss"]
+
+
+def marks_bright(hu, wanted):
+    """Stands in for a calcium detector: LAD from 700 HU."""
+    label = ((hu >= 700) & wanted).astype(jnp.uint8)
+    return Prediction(label, label.astype(jnp.float32), hu)
+
+
+def test_heart_network_limits_detection_from_the_command_line(tmp_path, monkeypatch):
+    """A lesion in the heart is scored, one far off is not; the heart is written and serves as a mask; resuming minds the network."""
+    spacing_mm = (3.0, 1.0, 1.5)
+    hu = np.zeros((30, 60, 60), np.int16)
+    hu[9:21, 12:48, 12:48] = 100
+    hu[15, 30:33, 30:32] = 900
+    hu[15, 54:58, 2:6] = 900
+    image = sitk.GetImageFromArray(hu)
+    image.SetSpacing(spacing_mm[::-1])
+    sitk.WriteImage(image, str(tmp_path / "p.nii.gz"))
+    workdir = tmp_path / "heart"
+    (workdir / "checkpoints" / "3").mkdir(parents=True)
+    detector = types.SimpleNamespace(spacing_mm=spacing_mm, view="none"), marks_bright
+    monkeypatch.setattr(score_module, "load_detector", lambda path: by_brightness() if path == str(workdir) else detector)
+
+    def run(out, *more):
+        assert score_module.main([str(tmp_path / "p.nii.gz"), "--workdir", "w", "--out", str(tmp_path / out), *map(str, more)]) == 0
+        return json.loads((tmp_path / out / "p.json").read_text())
+
+    volume = {out: record["rows"][0]["volume_mm3"] for out, record in {"all": run("all"), "one": run("one", "--heart", workdir)}.items()}
+    assert volume == {"all": pytest.approx(22 * 4.5), "one": pytest.approx(6 * 4.5)}
+    record = run("one", "--heart", workdir, "--resume")
+    assert record["heart"]["from"] == "network" and record["settings"]["heart_checkpoint"][0] == 3
+    assert {p.name for p in (tmp_path / "one").iterdir()} > {"p_heart.nii.gz", "p_heart.png"}
+    written = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "one" / "p_heart.nii.gz")))
+    assert written[15, 20, 20] == 1 and not written[:8].any()
+    again = run("mask", "--heart", tmp_path / "one" / "p_heart.nii.gz")
+    assert again["heart"]["from"] == "mask" and again["rows"] == record["rows"]
+    assert not (tmp_path / "mask" / "p_heart.nii.gz").exists()
+
+
+def test_a_trained_heart_network_loads_and_answers(records, tmp_path):
+    """Two steps of the real system at toy width, then through the same door as a detector."""
+    train.train(small_config(), tmp_path)
+    segmenter = score_module.load_heart(tmp_path)
+    structures = hearts.segment(segmenter, image_of(records["source_train"][0]["hu"]))
+    assert structures.shape == records["source_train"][0]["hu"].shape and structures.dtype == np.uint8
+    assert score_module.load_heart("mask.nii.gz") == "mask.nii.gz" and score_module.load_heart(None) is None
+
+
+def test_a_limit_by_the_heart_is_the_same_from_mask_and_network():
+    hu = np.zeros((30, 60, 60))
+    hu[9:21, 12:48, 12:48] = 100
+    hu[15, 30:33, 30:32] = 900
+    image = image_of(hu)
+    detector = types.SimpleNamespace(spacing_mm=(3.0, 1.0, 1.5), view="none"), marks_bright
+    by_network = flow.score(image, detector=detector, heart=by_brightness())
+    by_mask = flow.score(image, detector=detector, heart=by_network.heart)
+    assert by_network.rows == by_mask.rows and by_mask.structures is None
+    np.testing.assert_array_equal(by_network.mask, by_mask.mask)
