@@ -64,14 +64,19 @@ class Experiment(NamedTuple):
 
 
 class Size(NamedTuple):
-    """How large: the word of the configs, the grid of the held-out scans (voxels; mm)."""
+    """How large: the word of the configs, the grid of the held-out scans (voxels; mm), and how many of them per protocol."""
 
     words: tuple[str, ...]
     shape: tuple[int, int, int]
+    scans: int = 40
     spacing_mm: tuple[float, float, float] = (1.5, 0.66, 0.66)
 
 
-SIZES = {"tiny": Size(("tiny",), (80, 208, 208)), "published": Size((), (96, 256, 256))}
+SIZES = {
+    "tiny": Size(("tiny",), (80, 208, 208), scans=20),
+    "small": Size(("tiny",), (80, 208, 208)),
+    "published": Size((), (96, 256, 256)),
+}
 
 QUICK = {
     "source": Network("lessmann.py"),
@@ -164,8 +169,10 @@ def parse(argv):
     parser.add_argument("--size", choices=SIZES, default="tiny", help="of the networks and scans (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings per arm (default: %(default)s)")
     parser.add_argument("--config.seed", dest="seed", type=int, default=0, metavar="S", help="first seed (default: %(default)s)")
-    parser.add_argument("--scans", type=int, default=20, metavar="N", help="held-out scans a protocol (default: %(default)s)")
-    return parser.parse_args(argv)
+    parser.add_argument("--scans", type=int, metavar="N", help="held-out scans a protocol (default: 20 for tiny, else 40)")
+    options = parser.parse_args(argv)
+    options.scans = options.scans or SIZES[options.size].scans
+    return options
 
 
 def train(networks, size, folder, seed) -> None:

@@ -269,3 +269,13 @@ def test_overlay_codes_become_classes():
     np.testing.assert_array_equal(found, [[[0, 1, 2, 3, 4, 4, 4, 5, 6]]], strict=False)
     with pytest.raises(ValueError, match=r"mask holds \[-1, 11\]"):
         folder.to_classes(np.array([11, -1, 8], np.int16), folder.OVERLAY)
+
+
+def test_a_script_without_a_guard_ends_with_the_reason(tmp_path):
+    """The processes that make scans import the script: its call there must fail, not wait for the one that waits for them."""
+    script = tmp_path / "script.py"
+    data = {"kind": "phantom", "directory": str(tmp_path / "data"), "workers": 1, "seed": 0, "shape": (4, 16, 16)}
+    data |= {"spacing_mm": (6.0, 6.0, 6.0), "splits": {"source_train": {"protocol": "chest", "count": 1}}}
+    script.write_text(f"from cacjax import datasets\ndatasets.open({data!r}, progress=False)\n")
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
+    assert done.returncode and "__main__" in done.stderr

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import io
 import json
+import multiprocessing
 import os
 import pathlib
 import shutil
@@ -24,8 +25,11 @@ def open(config, *, progress: bool = True) -> dict:
     config: a mapping with the keys kind ("phantom" or "folder"), directory (of prepared data; "" means CACJAX_DATA_DIR,
     else ~/.cache/cacjax/datasets), workers (processes; 0: none), and those that the kind reads; or one that holds such
     a mapping as "data". Records are described in cacjax.datasets.records. An interrupted preparation leaves nothing
-    that counts as prepared; two processes that ask at once prepare once. Raises ValueError for unusable settings.
+    that counts as prepared; two processes that ask at once prepare once. Raises ValueError for unusable settings, RuntimeError in
+    a script without a `__main__` guard, which the processes that make scans would run again.
     """
+    if getattr(multiprocessing.current_process(), "_inheriting", False):  # importing the main module, as multiprocessing itself asks
+        raise RuntimeError("a script that opens a cohort needs its work under `if __name__ == '__main__':`: new processes import it")
     data = config.get("data", config)
     if data["kind"] not in KINDS:
         raise ValueError(f"data.kind must be one of {', '.join(KINDS)}, got {data['kind']!r}")
