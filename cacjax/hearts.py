@@ -145,7 +145,7 @@ def draw(path, turned, structures, box, *, threshold_hu, title):
         sides = [mm for other, mm in enumerate(spacing_mm) if other != axis]
         image, marks, outline = cut if axis == 0 else (each[::-1] for each in cut)
         for panel in (upper, lower):
-            report.draw(panel, image, sides, window, ("axial", "coronal", "sagittal")[axis])
+            report.draw(panel, image, sides, window, ("axial", "coronal", "sagittal")[axis], "AP" if axis == 2 else "RL")
         report.mark(lower, marks, report.COLOURS)
         report.mark(lower, outline, ("white",))
     found = [number for number in np.unique(structures) if number]

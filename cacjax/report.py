@@ -193,7 +193,7 @@ def canvas(rows, columns, title):
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def draw(axis, image, spacing_mm, window, title):
+def draw(axis, image, spacing_mm, window, title, sides="RL"):
     """A grey image [rows, columns] in true proportions, with side marks and a 20 mm bar. spacing_mm: (row, column)."""
     height, width = image.shape
     axis.imshow(
@@ -206,7 +206,7 @@ def draw(axis, image, spacing_mm, window, title):
     )
     axis.set_title(title, **CAPTION)
     axis.axis("off")
-    for text, x, side in (("R", 0.02, "left"), ("L", 0.98, "right")):
+    for text, x, side in zip(sides, (0.02, 0.98), ("left", "right")):
         axis.text(x, 0.97, text, color="white", fontsize=8, va="top", ha=side, transform=axis.transAxes)
     bar = 20 / spacing_mm[1]
     axis.plot([0.05 * width, 0.05 * width + bar], [0.95 * height] * 2, color="white", lw=2)

@@ -63,12 +63,12 @@ def make_tiny(config: ConfigDict) -> None:
     config.spacing_mm = config.data.spacing_mm = (3.0, 3.0, 3.0)
     config.data.shape = (72, 96, 96)
     config.data.splits.source_train.count = 48
-    config.steps = 600
+    config.steps = 800
     config.log_every = 20
     config.checkpoint_every = 200
     config.model.blocks = 3
     config.model.ends = 3
-    config.optimiser = ConfigDict({"rate": 4e-3, "drop_every": 250, "drop": 0.3})
+    config.optimiser = ConfigDict({"rate": 4e-3, "drop_every": 300, "drop": 0.3})
     config.window = ConfigDict({"window": 64, "overlap": 24})
     config.streams.train.count = (4,)
     config.streams.train.patch = 40

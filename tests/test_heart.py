@@ -13,8 +13,10 @@ from conftest import shrink, small_record
 from jax import lax
 from scipy import ndimage
 
+import cacjax.phantom
 from cacjax import blocks, flow, hearts, losses, scan, train
 from cacjax import score as score_module
+from cacjax.datasets import phantom
 from cacjax.geometry import Acquisition
 from cacjax.models import conv3d
 from cacjax.models.heart import EncoderDecoder
@@ -173,6 +175,20 @@ def test_no_heart_is_refused():
 @pytest.fixture(scope="module")
 def ccta():
     return make_scan("ccta", 11, shape=(40, 72, 72), spacing_mm=(3.0, 2.2, 2.2))
+
+
+def test_a_cohort_gives_structures_as_labels(monkeypatch):
+    settings = {"seed": 1, "splits": {"a": {"protocol": "chest", "count": 1}}, "shape": (4, 5, 6), "spacing_mm": (3.0, 3.0, 3.0)}
+    made = {"label": np.ones((4, 5, 6)), "structures": np.full((4, 5, 6), 7)}
+    fake = types.SimpleNamespace(
+        hu=np.zeros((4, 5, 6)), heart=np.ones((4, 5, 6)), affine=np.eye(4), truth={"threshold_hu": 130.0, "aorta_hu": 40.0}, **made
+    )
+    monkeypatch.setitem(vars(cacjax.phantom), "make_scan", lambda *args, **grid: fake)
+    both = [phantom.settings(settings | more) for more in ({"labels": "structures"}, {"labels": "classes"})]
+    labels = [int(phantom.make(0, settings=each, split="a")["label"].max()) for each in both]
+    assert labels == [7, 1] and both[1] == phantom.settings(settings)
+    with pytest.raises(ValueError, match="classes, structures, got 'overlay'"):
+        phantom.settings(settings | {"labels": "overlay"})
 
 
 def test_structures_of_the_phantom(ccta):
