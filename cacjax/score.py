@@ -8,35 +8,22 @@ score is in doubt has a reason, too. OUT holds scores.csv (one row per scan and 
 """
 
 import argparse
-import itertools
 import json
 import pathlib
 import sys
 import time
 import traceback
 import types
-from typing import NamedTuple
 
 import jax
 from tqdm import tqdm
 
 import cacjax
-from cacjax import aorta, flow, manifest, report, rules, scan, view
+from cacjax import aorta, flow, report, rules, scan, view
+from cacjax.jobs import gather
 
 OUTPUTS = (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")
 HEART_OUTPUTS = ("_heart.nii.gz", "_heart.png")
-
-
-class Job(NamedTuple):
-    """One scan to score, under a name that no other scan of the run has."""
-
-    name: str
-    source: scan.Source
-    heart: pathlib.Path | None
-    threshold_hu: float | str | None
-    threshold_from: str
-    aorta_roi: pathlib.Path | None
-    aorta_hu: float | None
 
 
 def main(argv=None):
@@ -103,45 +90,6 @@ def describe_device():
     """The device that computes, in words, e.g. `cpu (8 x TFRT_CPU)`."""
     devices = jax.devices()
     return f"{devices[0].platform} ({len(devices)} x {devices[0].device_kind})"
-
-
-def gather(options):
-    """Jobs in the order of the command line. A manifest that cannot be read is one refused job."""
-    jobs = []
-    for is_manifest, paths in itertools.groupby(options.scan, key=lambda path: bool(manifest.locate(path))):
-        if is_manifest:
-            jobs += [job for path in paths for job in _from_manifest(path, options)]
-        else:
-            jobs += [_job(source.name, source, options) for source in scan.find(list(paths), series=options.series)]
-    return [job._replace(name=name) for job, name in zip(jobs, manifest.unique([job.name for job in jobs]))]
-
-
-def _from_manifest(path, options):
-    try:
-        rows = manifest.read(path)
-    except manifest.ManifestError as error:
-        refusal = scan.ScanError("bad_manifest", str(error))
-        return [_job(manifest.stem(path).replace("/", "_"), scan.Source(str(path), str(path), None, refusal), options)]
-    return [_job(row.name, _single(row), options, row) for row in rows]
-
-
-def _single(row):
-    """The one scan that a manifest row names; several or none make the row a refusal."""
-    sources = scan.find([row.scan])
-    if len(sources) == 1:
-        return sources[0]
-    text = f"{row.scan}: expected one scan for this row of {manifest.NAME}, found {len(sources)}"
-    return scan.Source(row.name, str(row.scan), None, scan.ScanError("bad_manifest", text))
-
-
-def _job(name, source, options, row=None):
-    heart = pathlib.Path(options.heart) if options.heart else row and row.heart
-    aorta_hu = options.aorta_hu if options.aorta_hu is not None else row and row.aorta_hu
-    roi = options.aorta_roi and pathlib.Path(options.aorta_roi)
-    roi = roi / f"{name}.txt" if roi and roi.is_dir() else roi
-    if options.threshold_hu is None and roi is None and row and row.threshold_hu is not None:
-        return Job(name, source, heart, row.threshold_hu, "manifest", None, aorta_hu)
-    return Job(name, source, heart, options.threshold_hu, "", roi, aorta_hu)
 
 
 def load_detector(workdir):
