@@ -218,7 +218,8 @@ def grow(detected, hu, threshold_hu, heart, spacing_mm, *, mode="paper", min_mm3
     "threshold" drops detected voxels below the threshold; "grow" takes every component of voxels >= threshold that holds a detected
     voxel and gives all of it the class of most of them (without it lesions are components of the detection and keep their classes);
     "size", "heart", and "specks" depend on the mode.
-    paper: 6-connected; volumes of min_mm3..max_mm3, both inclusive, remain; a lesion remains, uncut, if one voxel is in the heart.
+    paper: 6-connected; volumes of min_mm3..max_mm3, both inclusive, remain; a lesion remains, uncut, if half of it is in the heart (one
+    voxel would keep ribs, which come within 5 mm of it).
     authors_code: 26-connected; more than ceil(max_mm3 / voxel) voxels are removed; voxels outside the heart are cut away; then
     components of at most 2 voxels ("specks", this mode only) are removed. Raises ValueError on another mode or step.
     """
@@ -267,7 +268,7 @@ def _grow(detected, hu, threshold_hu, heart, least, most, *, mode, steps):
         lesion = votes.max(1) > 0
         small = lesion & (size < least) & ("size" in steps and mode == "paper")
         large = lesion & (size > most) & ("size" in steps)
-        outside = lesion & ~small & ~large & (in_heart == 0) & ("heart" in steps and mode == "paper")
+        outside = lesion & ~small & ~large & (2 * in_heart < size) & ("heart" in steps and mode == "paper")
         value = jnp.where(lesion & ~small & ~large & ~outside, 1 + jnp.argmax(votes, 1), 0).astype(jnp.uint8)
         painted = runs.paint(jnp.where(found.valid, value[component - 1], 0), found, packed, shape=hu.shape)
         return painted, *(gone.sum(dtype=jnp.int32) for gone in (small, large, outside))
