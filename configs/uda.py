@@ -7,6 +7,8 @@ Expected:  on CCTA sensitivity .80, false positives 19.8 mm3 per scan, F1 .66 af
 Variants:  uda.py:tiny        one orientation, other batch statistics: minutes on a laptop
            uda.py:tiny,tone   the same, from a source network trained with random tone curves
            uda.py:tone        published size, source network with tone curves
+           uda.py:code        the schedule and the loss of the authors' code: 200 critic and 10 generator updates a block, 50 and 10
+                              from epoch 100 on, softmax twice; 124,250 critic and 10,000 generator updates after pre-training
            uda.py:tiny,three  tiny with three orientations, as published
            uda.py:view        published size, the target with its contrast removed (cacjax.view), as for tiny,view
 Source:    config.source_workdir names the run of a trained source network; empty trains one first, in WORKDIR/source.
@@ -20,7 +22,7 @@ from configs import lessmann
 def get_config(variant: str = "") -> ConfigDict:
     """Return the published settings; `variant` as for lessmann.py."""
     words = set(filter(None, variant.split(",")))
-    source = lessmann.get_config(",".join(words - {"view"}))
+    source = lessmann.get_config(",".join(words - {"view", "code"}))
     config = ConfigDict({"task": "uda", "seed": 0})
     config.spacing_mm = source.spacing_mm
     config.view = "contrast_removed" if "view" in words else "none"  # how enhanced scans are seen, here and by score
@@ -46,9 +48,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.critic.rate = 5e-4
     config.critic.clip = 0.1
     config.critic.updates = 20
+    config.critic.late = ()  # or (block, updates): from this block on so many instead
     config.critic.batch = 16
     config.critic.window = 25
-    config.generator = ConfigDict({"rate": 5e-5, "statistics": "shared"})  # or "domain": target activations get the source's moments
+    config.generator = ConfigDict({"rate": 5e-5, "updates": 1})
+    config.generator.statistics = "shared"  # or "domain": target activations get the source's moments
 
     config.data = source.data.copy_and_resolve_references()
     config.streams = ConfigDict()
@@ -61,6 +65,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.streams.pool_target.view = config.streams.target.view = config.view
     if "tiny" in words:
         make_tiny(config)
+    if "code" in words:
+        make_code(config)
     if "three" in words:
         config.streams.source.count, config.streams.source.patch, config.streams.source.jitter_px = (12,), 9, 0
     return config.lock()
@@ -72,6 +78,19 @@ def stream(split: str, *, count: tuple, strata: tuple, labelled: bool = False) -
     options |= {"tone": 0.0, "tone_lift": True, "view": "none"}
     # five scans in memory, replaced after every epoch of 1,000 critic updates
     return ConfigDict(options | {"scans_in_memory": 5, "swap_every": 50})
+
+
+def make_code(config: ConfigDict) -> None:
+    """The authors' code where it differs from the paper, with the numbers of their README: 20 rounds, then 200 epochs of 5 blocks."""
+    config.pretrain_blocks = 100
+    config.steps = 1100
+    config.critic.updates = 200
+    config.critic.late = (100 + 99 * 5, 50)
+    config.generator.updates = 10
+    config.supervision.double_softmax_main = True
+    for name, part in config.streams.items():
+        part.count = (200, 16) if name.startswith("pool") else (10, 16)
+        part.swap_every = 5  # an epoch
 
 
 def make_tiny(config: ConfigDict) -> None:

@@ -52,6 +52,7 @@ def shrink(config, *, steps: int = 4, batch: int = 2):
         config.data.loader.threads = 1
         if "critic" in config:
             config.critic.update({"channels": (2, 1), "window": 9, "updates": 2, "batch": batch})
+            config.generator.updates = min(config.generator.updates, 2)
             config.pretrain_blocks = 1
         if "source" in config:
             shrink(config.source, steps=2, batch=batch)

@@ -65,6 +65,47 @@ def test_other_constraints_than_clipping(constraint):
     assert largest < 1.05 or constraint != "spectral"
 
 
+def block_of(config):
+    """(state at the start, jitted step) of a config."""
+    task = train.build(config)
+    source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
+    return task.init(jax.random.key(1), train.example_batch(config), source), jax.jit(task.train_step)
+
+
+def test_a_block_of_the_code_moves_the_generator_as_often_as_two_blocks():
+    """With a critic that rests, ten (here two) generator updates of one block are those of as many blocks."""
+    config = shrink(uda_config.get_config("code"))
+    assert config.generator.updates == 2 and config.streams.source.count == (2, 2) and config.supervision.double_softmax_main
+    config.critic.rate, config.critic.clip, config.pretrain_blocks = 0.0, 1e3, 0
+    batch = random_batch(config)
+    state, step = block_of(config)
+    together, metrics = step(state, batch, jax.random.key(2))
+    config.generator.updates = 1
+    for name in ("source", "target"):
+        config.streams[name].count = (2,)
+    apart, single = block_of(config)
+    for i in range(2):
+        part = batch | {name: jax.tree.map(lambda a, k=i: a[k], batch[name]) for name in ("source", "target")}
+        apart, _ = single(apart, part, jax.random.key(2))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together.nets["generator"].params, apart.nets["generator"].params
+    )
+    assert np.isfinite(metrics["loss_generator"]) and moved(state.nets["generator"], together.nets["generator"])
+
+
+def test_fewer_critic_updates_from_a_block_on():
+    config = shrink(uda_config.get_config(""))
+    batch = random_batch(config)
+    config.critic.late = (1, 1)
+    state, step = block_of(config)
+    first, _ = step(state, batch, jax.random.key(2))
+    late, metrics = step(state._replace(step=jnp.int32(1)), batch, jax.random.key(2))
+    config.critic.late, config.critic.updates = (), 1
+    once, _ = block_of(config)[1](state, batch, jax.random.key(2))
+    assert moved(first.nets["critic"], late.nets["critic"]) and metrics["gap"] == metrics["gap_fresh"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), late.nets["critic"].params, once.nets["critic"].params)
+
+
 def test_a_gradient_penalty_refuses_batch_statistics():
     config = shrink(uda_config.get_config(""))
     config.critic.constraint = "gradient_penalty"

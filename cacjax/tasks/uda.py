@@ -1,8 +1,9 @@
 """Unsupervised domain adaptation (Zhai 2022): a Wasserstein critic draws contrast-enhanced features onto non-contrast ones.
 
-One train step is one block: all critic updates in one compiled scan over features computed once (the generator rests meanwhile),
-then one generator update. During the first `pretrain_blocks` the generator stays as it is. With generator statistics by domain
-(ours, see cacjax.models.moments) these blocks also measure the affine that matches the target's moments; then it rests.
+One train step is one block: all critic updates in one compiled loop over features computed once (the generator rests meanwhile),
+then one generator update, or several as in the authors' code. During the first `pretrain_blocks` the generator stays as it is. With
+generator statistics by domain (ours, see cacjax.models.moments) these blocks also measure the affine that matches the target's
+moments; then it rests.
 """
 
 import jax
@@ -61,7 +62,7 @@ def make(config) -> Task:
         both = critic.apply(params, jnp.concatenate([source, target]), groups)
         return both[: len(source)], both[len(source) :]
 
-    def critic_updates(net, source, target, key):
+    def critic_updates(net, source, target, key, step):
         picks = [draw(jax.random.fold_in(key, i), len(w), config) for i, w in enumerate((source, target))]
 
         def one(net, pick):
@@ -79,7 +80,18 @@ def make(config) -> Task:
             net = update(net, grads, critic_optimiser)
             return net._replace(params=constrain(net.params, config.critic)), gap
 
-        return lax.scan(one, net, (*picks, jax.random.split(jax.random.fold_in(key, 2), len(picks[0]))))
+        picks = (*picks, jax.random.split(jax.random.fold_in(key, 2), len(picks[0])))
+        count = config.critic.updates
+        if config.critic.late:
+            first, fewer = config.critic.late
+            count = jnp.where(step < first, count, fewer)
+
+        def body(i, carry):
+            net, gap = one(carry[0], jax.tree.map(lambda a: a[i], picks))
+            return net, gap, jnp.where(i == 0, gap, carry[2])
+
+        net, gap, fresh = lax.fori_loop(0, count, body, (net, jnp.float32(0), jnp.float32(0)))
+        return net, {"gap_fresh": fresh, "gap": gap}
 
     def generator_update(net, critic_params, heads, batch, source_windows, affine):
         def objective(generator):
@@ -94,6 +106,13 @@ def make(config) -> Task:
 
         grads, metrics = jax.grad(objective, has_aux=True)(net.params)
         return update(net, grads, generator_optimiser), metrics
+
+    def generator_updates(net, critic_params, heads, batch, source, affine):
+        parts = {name: batch[name] for name in DOMAINS}
+        if config.generator.updates == 1:
+            return generator_update(net, critic_params, heads, parts, source, affine)
+        net, metrics = lax.scan(lambda net, part: generator_update(net, critic_params, heads, part, source, affine), net, parts)
+        return net, jax.tree.map(jnp.mean, metrics)
 
     def adversarial_value(params, source, target):
         if groups != 1:
@@ -128,11 +147,11 @@ def make(config) -> Task:
             nets["affine"] = nets["affine"]._replace(params=affine)
         eyes = {"source": generator.params, "target": for_target(generator.params, affine)}
         source, target = (cut_windows(pool_of(eyes[d], heads, batch[f"pool_{d}"]), config) for d in DOMAINS)
-        nets["critic"], gaps = critic_updates(nets["critic"], source, target, key)
+        nets["critic"], gaps = critic_updates(nets["critic"], source, target, key, state.step)
         # Always computed and taken only after pre-training: inside a conditional XLA:CPU needs 8 times as long.
-        moved, metrics = generator_update(generator, nets["critic"].params, heads, batch, source, affine)
+        moved, metrics = generator_updates(generator, nets["critic"].params, heads, batch, source, affine)
         nets["generator"] = jax.tree.map(lambda new, old: jnp.where(state.step >= config.pretrain_blocks, new, old), moved, generator)
-        return State(state.step + 1, nets), metrics | {"gap_fresh": gaps[0], "gap": gaps[-1]}
+        return State(state.step + 1, nets), metrics | gaps
 
     def predict_scan(state, hu, box=None):
         params = {name: net.params for name, net in state.nets.items()}
