@@ -150,7 +150,7 @@ def outliers(rows, arms, scans, *, connectivity):
 
 
 def summarise(scans, arms, rankings):
-    """Summary rows: every arm, stage, target and kind of average. rankings: {arm: list of (probability, real) per scan}."""
+    """Summary rows: every arm, stage, target and kind of average. rankings: {arm: list of `predictions.ranking` per scan}."""
     rows = []
     for arm, stage, target in itertools.product(arms, STAGES.values(), TARGETS):
         ours = [r for r in scans if (r["arm"], r["fp_reduction"]) == (arm, stage)]
@@ -158,8 +158,9 @@ def summarise(scans, arms, rankings):
         for over in detection.OVER:
             row = {"arm": arm, "fp_reduction": stage, "artery": target, "over": over}
             row |= {"missing": sum(bool(r["reason"]) for r in ours)} | detection.average(records, over)
-            if over == "pooled" and target == "CAC" and rankings[arm]:
-                row["ap"] = detection.average_precision(*(np.concatenate(part) for part in zip(*rankings[arm])))
+            if over == "pooled" and rankings[arm]:
+                joined = [np.concatenate(part) for part in zip(*rankings[arm])]
+                row["ap"] = predictions.precision_of(joined, TARGETS[target])
             rows.append(row)
     return rows
 
@@ -209,7 +210,7 @@ def measure(truth, found, *, arm, stage, ranking, connectivity):
         if target == "CAC":
             record["candidates"] = int(truth.candidates.sum())
             record["reference_not_candidate"] = int((np.isin(truth.label, classes) & ~truth.candidates).sum())
-        record["ap"] = detection.average_precision(*ranking) if ranking and target == "CAC" else float("nan")
+        record["ap"] = predictions.precision_of(ranking, classes)
         records.append(record)
     return records
 

@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from cacjax import flow, geometry, pipeline, rules, scan, scores, volume
+from cacjax import detection, flow, geometry, pipeline, rules, scan, scores, volume
 from cacjax.scores import CORONARY
 
 STAGES = {"mask": "yes", "detected": "no"}  # name of a file, and whether false positives are reduced in it
@@ -37,14 +37,27 @@ def path_of(folder, name, stage):
 
 
 def ranking(truth, folder):
-    """(probability [n], real [n]) over the candidate voxels, or None where no probability was saved."""
+    """(probability of coronary calcium [n], class in the reference [n]) of the candidate voxels, or None where none was saved."""
     path = folder / f"{truth.name}_probability.nii.gz"
     if not path.is_file():
         return None
     probability, affine = volume.load(path)
     if not geometry.same_grid(probability.shape, affine, truth.scan.hu.shape, truth.scan.affine):
         raise scan.ScanError("grid_mismatch", f"{path}: expected the grid of {truth.scan.path}")
-    return probability[truth.candidates], np.isin(truth.label, CORONARY)[truth.candidates]
+    return probability[truth.candidates], truth.label[truth.candidates]
+
+
+def precision_of(ranking, classes):
+    """Average precision of a ranking for coronary classes, NaN for others or without a ranking.
+
+    The probability is that of coronary calcium as a whole: candidates of the other arteries, which it ranks high too, are left out.
+    """
+    if ranking is None or not set(classes) <= set(CORONARY):
+        return float("nan")
+    probability, label = ranking
+    real = np.isin(label, classes)
+    kept = real | ~np.isin(label, CORONARY)
+    return detection.average_precision(probability[kept], real[kept])
 
 
 def agatston(truth, folder):

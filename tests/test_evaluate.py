@@ -181,7 +181,9 @@ def test_average_precision_over_candidates(cohort):
     row = summary(new, fp_reduction="no", artery="CAC", over="pooled")
     assert float(row["ap"]) == pytest.approx(8 / 16, abs=1e-4)
     assert float(summary(new, fp_reduction="yes", artery="CAC", over="with calcium")["ap"]) == pytest.approx(8 / 16, abs=1e-4)
-    assert summary(new, fp_reduction="no", artery="LAD", over="pooled")["ap"] == ""
+    ap = {artery: summary(new, fp_reduction="no", artery=artery, over="pooled")["ap"] for artery in ("LAD", "LCX", "RCA", "AV")}
+    assert float(ap["LAD"]) == pytest.approx(6 / 14) and float(ap["RCA"]) == pytest.approx(2 / 10), "the other artery is left out"
+    assert ap["LCX"] == "" and ap["AV"] == ""
 
 
 def test_agreement_by_hand(cohort, capsys):
