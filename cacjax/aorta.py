@@ -50,11 +50,11 @@ def check(given, heart, roi):
         raise ValueError(f"threshold_hu {AUTO!r} needs a heart network: python -m cacjax.train --config heart.py:whole")
 
 
-def choose(given, rule, image, heart, *, roi=None, truncate=False):
+def choose(given, rule, image, heart, *, roi=None, regions=None, truncate=False):
     """The scan threshold as the record shows it, and flags (keys of FLAGS): ({"hu", "from", and what was measured}, [..]).
 
     given: HU, "auto" or None; rule: a scoring rule, whose limit (else 130 HU) holds for non-contrast CT; heart: a `hearts.Heart` or
-    None; roi: a file in the authors' layout (see `read_roi`). truncate: whole HU, as the authors' code has it. Raises ScanError
+    None; roi: a file in the authors' layout (see `read_roi`). regions: where alone scores are read, or None. truncate: whole HU, as the authors' code has it. Raises ScanError
     `no_aorta` where "auto" finds none, `contrast_enhanced` where nothing is given and the network's blood is enhanced.
     """
     native = {"hu": _native(rule), "from": "assumed non-contrast"}
@@ -65,7 +65,7 @@ def choose(given, rule, image, heart, *, roi=None, truncate=False):
     elif given is not None:
         record = {"hu": float(given), "from": "option"}
     else:
-        return native, _check_native(image, heart)
+        return native, _check_native(image, heart, regions)
     return record, ["bright_lumen"] if record["hu"] >= BRIGHT_LUMEN_HU else []
 
 
@@ -82,7 +82,7 @@ def _from_pool(pool, native, truncate):
     return {"hu": float(int(hu)) if truncate else hu, "from": "mean + 3 SD"} | found
 
 
-def _check_native(image, heart):
+def _check_native(image, heart, regions):
     """Flags of a scan that is taken for non-contrast. Raises ScanError `contrast_enhanced` where a network measures enhanced blood."""
     if heart is not None and heart.structures is not None:
         pool = _blood(image, heart.structures)
@@ -90,7 +90,7 @@ def _check_native(image, heart):
             text = f"{image.path}: blood at {pool.mean_hu:.0f} HU ({pool.where}) and no scan threshold; try --threshold-hu auto"
             raise scan.ScanError("contrast_enhanced", text)
         return []
-    inside = None if heart is None else heart.mask
+    inside = regions > 0 if regions is not None else None if heart is None else heart.mask
     return ["contrast_enhanced"] if bright_core_ml(image, inside) >= ENHANCED_CORE_ML else []
 
 

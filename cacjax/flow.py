@@ -95,7 +95,8 @@ def score(
     heart = hearts.find(heart, image)
     clock.lap("heart")
     rule_record, notes = at_voltage(rules.named(rule), image.acquisition.kvp)
-    threshold, flags = aorta.choose(threshold_hu, rule_record, image, heart, roi=aorta_roi, truncate=fp_reduction == "authors_code")
+    truncate = fp_reduction == "authors_code"
+    threshold, flags = aorta.choose(threshold_hu, rule_record, image, heart, roi=aorta_roi, regions=regions, truncate=truncate)
     clock.lap("threshold")
     options = {
         "rule": rule_record,

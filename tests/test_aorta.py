@@ -134,6 +134,10 @@ def test_an_enhanced_scan_taken_for_non_contrast(ccta, native):
         assert aorta.choose(None, RULE, native[0], known)[1] == []
     assert aorta.choose(None, RULE, native[0], native[1])[1] == []
     assert aorta.choose(130.0, RULE, image, None)[1] == []  # given on purpose
+    small = np.zeros(image.hu.shape, np.int16)
+    small[tuple(n // 2 for n in small.shape)] = 1
+    assert aorta.choose(None, RULE, image, None, regions=small)[1] == []  # what lies outside of given regions does not count
+    assert aorta.choose(None, RULE, image, None, regions=heart.mask.astype(np.int16))[1] == ["contrast_enhanced"]
 
 
 def test_bones_are_no_blood():
