@@ -54,8 +54,9 @@ def choose(given, rule, image, heart, *, roi=None, regions=None, truncate=False)
     """The scan threshold as the record shows it, and flags (keys of FLAGS): ({"hu", "from", and what was measured}, [..]).
 
     given: HU, "auto" or None; rule: a scoring rule, whose limit (else 130 HU) holds for non-contrast CT; heart: a `hearts.Heart` or
-    None; roi: a file in the authors' layout (see `read_roi`). regions: where alone scores are read, or None. truncate: whole HU, as the authors' code has it. Raises ScanError
-    `no_aorta` where "auto" finds none, `contrast_enhanced` where nothing is given and the network's blood is enhanced.
+    None; roi: a file in the authors' layout (see `read_roi`). regions: where alone scores are read, or None. truncate: whole HU, as
+    the authors' code has it. Raises ScanError `no_aorta` where "auto" finds none, `contrast_enhanced` where nothing is given and the
+    network's blood is enhanced.
     """
     native = {"hu": _native(rule), "from": "assumed non-contrast"}
     if roi is not None:
