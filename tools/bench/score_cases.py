@@ -66,7 +66,9 @@ def cases(device: str, shape=SHAPE):
     found = whole(look, case)
     if not np.array_equal(np.asarray(found.mask)[: shape[0], : shape[1], : shape[2]], mask):
         raise SystemExit("the mask differs from scipy's")
-    print(f"  Agatston {agatston:.1f} by numpy, ours {float(found.tables.totals.agatston[:3].sum()):.1f}", flush=True)
+    rule, spacing = rules.named("default"), tuple(uda_config.get_config().spacing_mm)
+    totals = scores.from_totals(jax.device_get(found.tables.totals), spacing, rule, rules.pixel_score(rule, spacing))
+    print(f"  Agatston {agatston:.1f} by numpy, ours {scores.by_artery(totals).agatston[-1]:.1f}", flush=True)
     works = [finish(functools.partial(dense, system, subnets(system), own, m)) for system in both]
     run = lambda: jax.block_until_ready(whole(look, case))  # noqa: E731
     yield Case("detect and score", f"CCTA {size}, warm", run, *works, whole, took, parts=part, after=after)
