@@ -46,21 +46,23 @@ def wanted(case):
     return mask
 
 
-def check(found, whole, wanted):
-    np.testing.assert_allclose(found.p_cac, np.where(wanted, whole.p_cac, 0), atol=1e-6)
-    np.testing.assert_array_equal(found.label, np.where(wanted, whole.label, 0))
+def deviation(found, whole, wanted):
+    """Largest difference in probability from what the whole says of the wanted voxels, and nothing of others; inf where a class differs."""
+    if (np.asarray(found.label) != np.where(wanted, whole.label, 0)).any():
+        return np.inf
+    return np.abs(np.asarray(found.p_cac) - np.where(wanted, whole.p_cac, 0)).max()
 
 
 def test_wanted_voxels_only_and_as_in_the_whole(case, wanted):
     model, params, hu, slab, whole = case
-    check(planes.predict(model, params, hu, wanted, slab=slab), whole, wanted)
+    assert deviation(planes.predict(model, params, hu, wanted, slab=slab), whole, wanted) <= 1e-6
 
 
 def test_part_of_a_larger_program(case, wanted):
     model, params, hu, slab, whole = case
     program = jax.jit(lambda params, hu, wanted: planes.predict(model, params, hu, wanted, slab=slab))
-    check(program(params, hu, wanted), whole, wanted)
-    check(program(params, hu, wanted & False), whole, wanted & False)
+    assert deviation(program(params, hu, wanted), whole, wanted) <= 1e-6
+    assert deviation(program(params, hu, wanted & False), whole, wanted & False) <= 1e-6
 
 
 def test_chunks_and_sizes_change_nothing(case, wanted, monkeypatch):
@@ -70,9 +72,9 @@ def test_chunks_and_sizes_change_nothing(case, wanted, monkeypatch):
         monkeypatch.setattr(planes, name, value)
     jax.clear_caches()
     assert planes.sizes(hu.shape) == [(2, 2), (2, 8), (2, 11), (8, 8), (8, 11), (11, 11)]
-    check(planes.predict(model, params, hu, wanted, slab=slab), whole, wanted)
+    assert deviation(planes.predict(model, params, hu, wanted, slab=slab), whole, wanted) <= 1e-6
     everything = wanted | True
-    check(planes.predict(model, params, hu, everything, slab=slab), whole, everything)
+    assert deviation(planes.predict(model, params, hu, everything, slab=slab), whole, everything) <= 1e-6
     jax.clear_caches()
 
 
@@ -80,7 +82,7 @@ def test_planes_at_once_change_nothing(case, wanted, monkeypatch):
     model, params, hu, slab, whole = case
     monkeypatch.setattr(planes, "PLANES_AT_ONCE", {})
     jax.clear_caches()
-    check(planes.predict(model, params, hu, wanted, slab=slab), whole, wanted)
+    assert deviation(planes.predict(model, params, hu, wanted, slab=slab), whole, wanted) <= 1e-6
     jax.clear_caches()
 
 
