@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cacjax import aorta, hearts, lesions, pipeline, report, rules, scan, scores, spatial, summary, view
+from cacjax import aorta, hearts, lesions, pipeline, report, rules, scan, scores, spatial, summary
 from cacjax.aorta import NON_CONTRAST_HU
 from cacjax.scores import CLASSES
+from cacjax.view import NAMES as VIEWS
+from cacjax.view import slab_weights
 
 FP_REDUCTION = ("paper", "authors_code", "none")
 HEART_DILATION_MM = 5.0  # a ball of 10 mm diameter (Zhai 2022, section 2.5): coronary arteries lie on the heart's border
@@ -70,7 +72,7 @@ def score(
     all_detected=True,
     aorta_roi=None,
     aorta_hu=None,
-    see=None,
+    view=None,
 ):
     """Detect and score calcium in one scan; returns a Result.
 
@@ -82,11 +84,11 @@ def score(
     aorta_roi: a file with what was measured (see `aorta.read_roi`), which goes before threshold_hu. rule: name of a scoring rule.
     mass_factor: mg per cm³ and HU; without it there is no mass. fp_reduction: "paper", "authors_code", "none". all_detected: classify
     every candidate; if not, only those that can end in the mask: the same mask several times faster, but nothing is known of what was
-    detected before reduction. aorta_hu: mean of the ascending aorta; not given: as measured for the threshold. see: the detector's
-    view of the scan, a name of `view.NAMES`; not given: that of its config. Raises ScanError for a scan, masks or a threshold that
-    cannot be used, ValueError for options that do not exist.
+    detected before reduction. aorta_hu: mean of the ascending aorta; not given: as measured for the threshold. view: how the
+    detector sees the scan, a name of `cacjax.view.NAMES`; not given: that of its config. Raises ScanError for a scan, masks or a
+    threshold that cannot be used, ValueError for options that do not exist.
     """
-    _check_options(rule, fp_reduction, detector, regions, see)
+    _check_options(rule, fp_reduction, detector, regions, view)
     aorta.check(threshold_hu, heart, aorta_roi)
     clock = Clock()
     image = path_or_scan if isinstance(path_or_scan, scan.Scan) else scan.read(path_or_scan)
@@ -109,8 +111,7 @@ def score(
         found = score_regions(image, regions, threshold, clock, **options)
     else:
         reduction = {"mode": fp_reduction, "dilation_mm": float(heart_dilation_mm), "all_detected": bool(all_detected)}
-        see = see or getattr(detector[0], "view", "none")  # runs from before there were views have none
-        look = summary.describe_view(see, threshold.get("mean_hu") if aorta_hu is None else aorta_hu)
+        look = summary.describe_view(view or detector[0].view, threshold.get("mean_hu") if aorta_hu is None else aorta_hu)
         notes += look.pop("notes")
         found = detect_and_score(image, heart, threshold, detector, clock, reduction=reduction, look=look, **options)
     record = {
@@ -129,9 +130,9 @@ def score(
     return found._replace(record=record, structures=heart and heart.structures)
 
 
-def _check_options(rule, fp_reduction, detector, regions, see):
-    if see is not None and see not in view.NAMES:
-        raise ValueError(f"view must be one of {', '.join(view.NAMES)}, got {see!r}")
+def _check_options(rule, fp_reduction, detector, regions, view):
+    if view is not None and view not in VIEWS:
+        raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
     if fp_reduction not in FP_REDUCTION:
         raise ValueError(f"fp_reduction must be one of {', '.join(FP_REDUCTION)}, got {fp_reduction!r}")
     if rule not in rules.RULES:
@@ -223,7 +224,7 @@ def make_case(hu, heart, spacing_mm, threshold_hu, numbers, config, rule, reduct
     aorta_hu = np.float32(np.nan if look["aorta_hu"] is None else look["aorta_hu"])
     case = pipeline.Case(pipeline.pad(hu, fill=pipeline.NO_HU), padded_heart, rows, grids, *limits, aorta_hu, numbers)
     kind = rule.connectivity, rule.peak, rule.whole_lesions
-    slab = () if look["name"] == "none" else view.slab_weights(network_mm[0])
+    slab = () if look["name"] == "none" else slab_weights(network_mm[0])
     return case, pipeline.How(network, reach, reduction["mode"], reduction["all_detected"], *kind, slab=slab)
 
 

@@ -36,7 +36,7 @@ def main(argv=None):
     try:
         detector = None if options.regions else load_detector(options.workdir)
         segmenter = load_heart(options.heart)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
     try:
         records = run(jobs, out, options, detector, segmenter)
@@ -94,15 +94,23 @@ def describe_device():
 
 def load_detector(workdir):
     """(config, predict) of the newest checkpoint in `workdir`; predict(hu, wanted) -> Prediction on the network's grid."""
-    from cacjax import train
-
-    return train.load(workdir)
+    return _load(workdir, "view", "a calcium detector of this version")
 
 
 def load_heart(given):
     """(config, predict) of the heart network in the training folder `given`; what is no training folder comes back as it is."""
     is_run = isinstance(given, str | pathlib.Path) and pathlib.Path(given).is_dir()
-    return load_detector(given) if is_run else given
+    return _load(given, "window", "a heart network") if is_run else given
+
+
+def _load(workdir, key, expected):
+    """A trained run whose config has `key`, which tells what it is. Raises ValueError for another, FileNotFoundError for none."""
+    from cacjax import train
+
+    config, predict = train.load(workdir)
+    if key not in config:
+        raise ValueError(f"{workdir} holds a run of {config.task}.py without the setting {key}, expected {expected}")
+    return config, predict
 
 
 def score(path_or_scan, *, workdir=None, detector=None, heart=None, **options):
@@ -168,7 +176,7 @@ def _score_and_write(job, out, options, detector, segmenter):
         heart_dilation_mm=options.heart_dilation_mm,
         all_detected=not options.mask_only,
         aorta_hu=job.aorta_hu,
-        see=options.view,
+        view=options.view,
     )
     start = time.perf_counter()
     flow.write(result, out, job.name, save_probability=options.save_probability)

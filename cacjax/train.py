@@ -37,8 +37,8 @@ def train(config: ConfigDict, workdir) -> State:
     """
     workdir = pathlib.Path(workdir).absolute()
     keep_config(config, workdir)
+    task = build(config)  # a wrong setting is told before the source network is trained
     source = source_state(config, workdir)
-    task = build(config)
     mesh = make_mesh(config)
     everywhere = NamedSharding(mesh, PartitionSpec())
     shardings = batch_shardings(config, mesh)
@@ -86,7 +86,10 @@ def source_state(config, workdir) -> State | None:
 
 
 def restore(workdir) -> tuple[ConfigDict, State]:
-    """Read the config and the newest checkpoint of a run; raises FileNotFoundError naming what is missing."""
+    """Read the config and the newest checkpoint of a run.
+
+    Raises FileNotFoundError naming what is missing, ValueError where the config lacks a setting that this version reads.
+    """
     workdir = pathlib.Path(workdir).absolute()
     path = workdir / "config.json"
     if not path.exists():
@@ -97,7 +100,12 @@ def restore(workdir) -> tuple[ConfigDict, State]:
         if step is None:
             raise FileNotFoundError(f"{workdir} holds no finished checkpoint: run the training command again to continue it")
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        return config, manager.restore(step, args=ocp.args.StandardRestore(abstract_state(config, device)))
+        try:
+            abstract = abstract_state(config, device)
+        except AttributeError as error:
+            text = f"{path} lacks the setting {error}: it is of another version of cacjax; train the run anew, or use that version"
+            raise ValueError(text) from None
+        return config, manager.restore(step, args=ocp.args.StandardRestore(abstract))
 
 
 def load(workdir):

@@ -20,7 +20,7 @@ from configs import lessmann
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the published settings; `variant` as for lessmann.py."""
+    """Return the published settings; `variant` is "" or words with commas between: those of lessmann.py, view, code."""
     words = set(filter(None, variant.split(",")))
     source = lessmann.get_config(",".join(words - {"view", "code"}))
     config = ConfigDict({"task": "uda", "seed": 0})
@@ -67,7 +67,7 @@ def get_config(variant: str = "") -> ConfigDict:
         make_tiny(config)
     if "code" in words:
         make_code(config)
-    if "three" in words:
+    if {"tiny", "three"} <= words:
         config.streams.source.count, config.streams.source.patch, config.streams.source.jitter_px = (12,), 9, 0
     return config.lock()
 

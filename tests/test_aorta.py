@@ -173,7 +173,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, ccta, native):
         return Prediction(label, label.astype(jnp.float32), hu)
 
     pair = types.SimpleNamespace(spacing_mm=SPACING, view="none", model=types.SimpleNamespace(classes=8)), marks
-    monkeypatch.setattr(score_module, "load_detector", lambda path: pair)
+    monkeypatch.setattr(score_module, "_load", lambda path, *what: pair)
     monkeypatch.setattr(hearts, "segment", segment)
     (tmp_path / "run").mkdir()
 

@@ -1,5 +1,6 @@
 """Experiments: the commands that they run, what they read of an evaluation, intervals, and the files that they write."""
 
+import importlib
 import json
 import types
 
@@ -93,3 +94,18 @@ def test_interval_spans_what_other_scans_could_have_shown():
     assert low < 0.5 < high and low < 0.25 and high > 0.75
     assert experiments.interval([[[5, 5, 5]] * 4]) == pytest.approx((0.5, 0.5), abs=1e-5)
     assert experiments.interval(alike) == experiments.interval(alike)
+
+
+@pytest.mark.parametrize("size", ["small", "published"])
+def test_no_two_arms_train_the_same(size):
+    """But for the published form itself, which at its own size is also the arm of its statistics."""
+    seen = {}
+    for name, network in EXPERIMENTS["uda-table2"].networks.items():
+        if network.config:
+            module = importlib.import_module(f"configs.{network.config.removesuffix('.py')}")
+            config = module.get_config(",".join(SIZES[size].words + network.words)).unlock()
+            values = (pair.split("=") for pair in network.settings)
+            config.update_from_flattened_dict({k: float(v) if v[0].isdigit() else v for k, v in values})
+            seen.setdefault((network.source, config.to_json(sort_keys=True)), []).append(name)
+    alike = [names for names in seen.values() if len(names) > 1]
+    assert alike == ([] if size == "small" else [["source", "source_3"], ["adapted", "critic_by_domain"]])

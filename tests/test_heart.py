@@ -268,7 +268,7 @@ def test_heart_network_limits_detection_from_the_command_line(tmp_path, monkeypa
     workdir = tmp_path / "heart"
     (workdir / "checkpoints" / "3").mkdir(parents=True)
     detector = types.SimpleNamespace(spacing_mm=spacing_mm, view="none"), marks_bright
-    monkeypatch.setattr(score_module, "load_detector", lambda path: by_brightness() if path == str(workdir) else detector)
+    monkeypatch.setattr(score_module, "_load", lambda path, *what: by_brightness() if path == str(workdir) else detector)
 
     def run(out, *more):
         assert score_module.main([str(tmp_path / "p.nii.gz"), "--workdir", "w", "--out", str(tmp_path / out), *map(str, more)]) == 0
@@ -305,3 +305,16 @@ def test_a_limit_by_the_heart_is_the_same_from_mask_and_network():
     by_mask = flow.score(image, detector=detector, heart=by_network.heart)
     assert by_network.rows == by_mask.rows and by_mask.structures is None
     np.testing.assert_array_equal(by_network.mask, by_mask.mask)
+
+
+def test_a_detector_is_no_heart_network(tmp_path):
+    """And the other way round, and a run of a version that knew fewer settings: told before a scan is read."""
+    train.train(small_config(), tmp_path / "heart")
+    with pytest.raises(ValueError, match=r"heart\.py without the setting view, expected a calcium detector"):
+        score_module.load_detector(tmp_path / "heart")
+    config = tmp_path / "heart" / "config.json"
+    settings = json.loads(config.read_text())
+    del settings["model"]
+    config.write_text(json.dumps(settings))
+    with pytest.raises(ValueError, match=r"lacks the setting .*model.*: it is of another version"):
+        score_module.load_heart(tmp_path / "heart")

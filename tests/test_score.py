@@ -80,7 +80,7 @@ def marks_bright(hu, wanted):
 @pytest.fixture
 def detector(monkeypatch):
     """The stand-in, also for the command line, on a grid that is the scan's own."""
-    pair = types.SimpleNamespace(spacing_mm=SPACING), marks_bright
+    pair = types.SimpleNamespace(spacing_mm=SPACING, view="none"), marks_bright
     monkeypatch.setattr(score_module, "load_detector", lambda workdir: pair)
     return pair
 
@@ -289,7 +289,7 @@ def test_a_coarser_network_grid_comes_back_to_the_scan(tmp_path):
         seen["wanted"] = jnp.shape(wanted)
         return marks_bright(network_hu, wanted)
 
-    result = cacjax.score(path, detector=(types.SimpleNamespace(spacing_mm=(1.5, 1.0, 1.0)), predict))
+    result = cacjax.score(path, detector=(types.SimpleNamespace(spacing_mm=(1.5, 1.0, 1.0), view="none"), predict))
     assert seen["wanted"] == (32, 64, 64)  # 12 x 20 x 24, padded
     assert 0 < (result.detected > 0).sum() <= 20
     assert np.array_equal(result.mask > 0, calcified() == 250)

@@ -18,6 +18,7 @@ from cacjax.task import Net, State, Task, clip, rmsprop, spectral, start, update
 from cacjax.tasks.lessmann import classification, network
 
 DOMAINS = ("source", "target")
+GROUPS = {"domain": 2, "joint": 1, "none": 0}  # parts of the batch that are normalised each by itself
 CONSTRAINTS = {
     "clip": lambda params, critic: clip(params, critic.clip),
     "spectral": lambda params, critic: spectral(params),
@@ -29,12 +30,12 @@ def make(config) -> Task:
     """Build the task; every key that it reads is in configs/uda.py."""
     model = network(config)
     critic = Critic(tuple(config.critic.channels))
-    groups = {"domain": 2, "joint": 1, "none": 0}[config.critic.statistics]
-    constrain = CONSTRAINTS[config.critic.constraint]
+    groups = _chosen("critic.statistics", config.critic.statistics, GROUPS)
+    constrain = _chosen("critic.constraint", config.critic.constraint, CONSTRAINTS)
     penalised = config.critic.constraint == "gradient_penalty"
     if penalised and groups:
         raise ValueError("a gradient penalty needs critic.statistics = none: batch statistics tie a value to other samples")
-    matched = config.generator.statistics == "domain"
+    matched = _chosen("generator.statistics", config.generator.statistics, {"shared": False, "domain": True})
     critic_optimiser = rmsprop(config.critic.rate, weight_decay=config.weight_decay)
     generator_optimiser = rmsprop(config.generator.rate, weight_decay=config.weight_decay)
 
@@ -115,9 +116,9 @@ def make(config) -> Task:
         return net, jax.tree.map(jnp.mean, metrics)
 
     def adversarial_value(params, source, target):
-        if groups != 1:
-            return critic.apply(params, target, groups and 1).mean()
-        return values(params, source[: len(target)], target)[1].mean()
+        if groups == 1:
+            return values(params, source[: len(target)], target)[1].mean()
+        return critic.apply(params, target, min(groups, 1)).mean()  # the target alone is one domain
 
     def discrepancy(params, source, target):
         """MMD between the class probabilities of the centre voxels of both domains."""
@@ -159,6 +160,13 @@ def make(config) -> Task:
         return predict(model, join(generator, params["heads"]), hu, box, slab=config.model.slab)
 
     return Task(init, train_step, predict_scan)
+
+
+def _chosen(key, value, options):
+    """What a setting stands for; ValueError where it is not among the options."""
+    if value not in options:
+        raise ValueError(f"{key} must be one of {', '.join(options)}, got {value!r}")
+    return options[value]
 
 
 def cut_windows(maps, config):
