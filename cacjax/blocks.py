@@ -1,73 +1,11 @@
-"""Blocks of scans for 3-D networks: batches to train on, and whole scans window by window. Volumes [z, y, x], batches [b, z, y, x].
-
-A batch follows from (seed, step) alone, so a resumed training needs the step and nothing else. A stream is a mapping with the keys
-split, count (samples per step), patch (side in voxels), strata (see cacjax.sampling: what lies in the middle of a block, as far as the
-scan's border allows), scans_in_memory and swap_every.
-"""
+"""3-D networks on whole scans, window by window. Volumes [z, y, x], batches [b, z, y, x]."""
 
 import functools
 import itertools
-import zlib
-from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-from cacjax import sampling
-
-
-def example_batch(streams: Mapping) -> dict:
-    """Shapes of what `make_loader` yields."""
-
-    def shapes(stream):
-        shape = (*stream.count, *[stream.patch] * 3)
-        return {"hu": jax.ShapeDtypeStruct(shape, jnp.float32), "label": jax.ShapeDtypeStruct(shape, jnp.uint8)}
-
-    return {name: shapes(stream) for name, stream in streams.items()}
-
-
-def make_loader(sources: Mapping, streams: Mapping, *, seed, step=0, process_index=0, process_count=1) -> Iterator:
-    """Yield {stream: {"hu": int16 [b, n, n, n], "label": uint8 [b, n, n, n]}} of step, step + 1, ..: this process's rows.
-
-    sources: split -> records (see cacjax.datasets). Raises ValueError for a stream that cannot be drawn.
-    """
-    for name, stream in streams.items():
-        if stream.split not in sources or not len(sources[stream.split]):
-            raise ValueError(f"stream {name}: no records of split {stream.split!r} among {sorted(sources)}")
-        if stream.count[-1] % process_count:
-            raise ValueError(f"stream {name}: count must be a multiple of {process_count} processes, got {stream.count}")
-    cache = sampling.ScanCache(sources, sum(len(source) for source in sources.values()))
-    for now in itertools.count(step):
-        yield {name: _batch(name, stream, cache, (seed, now), (process_index, process_count)) for name, stream in streams.items()}
-
-
-def _batch(name, stream, cache, when, share):
-    (seed, step), (process, processes) = when, share
-    (count,), total = stream.count, len(cache.sources[stream.split])
-    period = step // stream.swap_every if stream.swap_every else 0
-    held = sampling.scans_of_period(period, total=total, in_memory=stream.scans_in_memory, seed=seed, tag=stream.split)
-    mine = range(process * count // processes, (process + 1) * count // processes)
-    rngs = [np.random.default_rng([seed, zlib.crc32(name.encode()), step, row]) for row in mine]
-    samples = [_sample(cache, stream, held, (row + rng.random()) / count, rng) for row, rng in zip(mine, rngs)]
-    return {key: np.stack([sample[key] for sample in samples]) for key in ("hu", "label")}
-
-
-def _sample(cache, stream, held, position, rng):
-    stratum = sampling.stratum_of(position, stream.strata)
-    for index in rng.permutation(held):
-        scan = cache.get(stream.split, int(index), labelled=True)
-        point = sampling.point_in_scan(stratum, scan, rng)
-        if point is not None:
-            return {"hu": cut(scan.hu, point, stream.patch), "label": cut(scan.label, point, stream.patch)}
-    raise ValueError(f"no scan in memory has a voxel for stratum {stratum!r}")
-
-
-def cut(volume: np.ndarray, point, side: int) -> np.ndarray:
-    """A cube around `point`, moved to lie within the volume; where that is smaller, its last voxels are repeated."""
-    low = [int(np.clip(p - side // 2, 0, max(n - side, 0))) for p, n in zip(point, volume.shape)]
-    block = volume[tuple(slice(a, a + side) for a in low)]
-    return np.pad(block, [(0, side - n) for n in block.shape], mode="edge")
 
 
 def slide(network, hu: np.ndarray, *, window: int, overlap: int, grain: int = 8) -> np.ndarray:

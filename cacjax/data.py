@@ -1,4 +1,4 @@
-"""Records -> Grain -> host batches of patches whose content follows from (seed, step) alone.
+"""Records -> Grain -> host batches of patches or cubes whose content follows from (seed, step) alone.
 
 A loader at step k equals a loader started at step k, for any number of threads, worker processes and hosts: sample i of
 a stream has its own random numbers (folded from the seed, the stream's name and i), and the scans in memory follow from
@@ -46,7 +46,7 @@ def tone_curve(rng: np.random.Generator, *, lift: bool = True) -> np.ndarray:
 
 
 def tone_augment(hu: np.ndarray, rng: np.random.Generator, *, lift: bool = True) -> np.ndarray:
-    """Change the tones of a patch: HU [planes, y, x, slab] in, float32 HU out.
+    """Change the tones of a patch [planes, y, x, slab] or a cube [z, y, x]: HU in, float32 HU out.
 
     A quarter is left as it is; 35 % get a random curve; 40 % get the change that the curve makes to the smoothed image,
     so that noise is not amplified; half of the changed ones get white noise of 0-25 HU. `lift=False` is the plain
@@ -59,7 +59,7 @@ def tone_augment(hu: np.ndarray, rng: np.random.Generator, *, lift: bool = True)
     if mode < TONE_UNTOUCHED + TONE_DIRECT:
         image = np.interp(image, TONE_KNOTS, values).astype(np.float32)
     else:
-        smooth = ndimage.gaussian_filter(image, (0, TONE_SMOOTH_PX, TONE_SMOOTH_PX, 0))
+        smooth = ndimage.gaussian_filter(image, (0, TONE_SMOOTH_PX, TONE_SMOOTH_PX, 0)[: image.ndim])
         image += np.interp(smooth, TONE_KNOTS, values).astype(np.float32) - smooth
     if rng.random() < TONE_NOISE[0]:
         image += np.float32(rng.uniform(0.0, TONE_NOISE[1])) * rng.standard_normal(image.shape, dtype=np.float32)
@@ -134,7 +134,7 @@ def make_loader(
     process_count: int = 1,
     cache_scans: int | None = None,
 ) -> Iterator[dict[str, dict[str, np.ndarray]]]:
-    """Return an endless iterator of {stream: {"hu": int16 [*count, planes, y, x, slab], "label": uint8 [*count, ...]}}.
+    """Return an endless iterator of {stream: {"hu": int16 [*count, ...], "label": uint8 [*count, ...]}}: see sampling.sample_shapes.
 
     sources: split -> anything with len() and [i] that yields records (see cacjax.datasets). streams: name ->
     (StreamSpec, count per step, e.g. (20, 16) for 20 minibatches of 16). The last axis of every count is divided among

@@ -1,4 +1,4 @@
-"""Where training patches are cut: strata of voxels, the scans in memory at a step, and the patch around a voxel.
+"""Where training patches and cubes are cut: strata of voxels, the scans in memory at a step, and the sample around a voxel.
 
 Arrays are [z, y, x]; HU are int16; labels are uint8 classes (0 background, 1-3 coronary, 4-6 aorta and valves).
 Everything here is numpy and a pure function of (records, specification, index, generator): no state is carried.
@@ -31,11 +31,12 @@ class StreamSpec(NamedTuple):
 
     splits: names of the sources drawn from. strata: (name, share) pairs; shares add up to 1 and are taken by a sample's
     position in its minibatch, so that they are exact where share * minibatch is whole. patch: output size n; margin:
-    half of the receptive field minus one, so the input has n + 2 * margin pixels. slab: adjacent axial slices as
-    channels. jitter_px: the window's largest shift in y and x. tone: chance that `tone_augment` sees a sample;
-    tone_lift: whether its curves may lift soft tissue like contrast does. scans_in_memory: scans drawn from at a time
-    (0: all of them), replaced every `swap_every` steps (0: never). labelled: samples carry "label". view: how the network sees
-    enhanced scans (see cacjax.view); strata are those of the scan as it is.
+    half of the receptive field minus one, so the input has n + 2 * margin pixels. planes: orientations of a patch; none: a
+    cube of n voxels a side instead, moved to lie within the scan. slab: adjacent axial slices as channels. jitter_px: the
+    window's largest shift in y and x. tone: chance that `tone_augment` sees a sample; tone_lift: whether its curves may
+    lift soft tissue like contrast does. scans_in_memory: scans drawn from at a time (0: all of them), replaced every
+    `swap_every` steps (0: never). labelled: samples carry "label". view: how the network sees enhanced scans (see
+    cacjax.view); strata are those of the scan as it is.
     """
 
     splits: tuple[str, ...]
@@ -83,10 +84,12 @@ def check_spec(name: str, spec: StreamSpec) -> None:
     needs = [s for s, _ in spec.strata if s in LABELLED_STRATA]
     if needs and not spec.labelled:
         raise ValueError(f"stream {name}: stratum {needs[0]!r} needs labels, but the stream is not labelled")
-    if not spec.planes or not set(spec.planes) <= set(PLANES):
+    if not set(spec.planes) <= set(PLANES):
         raise ValueError(f"stream {name}: planes must be among {PLANES}, got {spec.planes}")
     if spec.slab % 2 == 0 or (spec.slab > 1 and tuple(spec.planes) != ("axial",)):
         raise ValueError(f"stream {name}: slab must be odd, and 1 unless the plane is axial, got {spec.slab}")
+    if spec.margin and not spec.planes:
+        raise ValueError(f"stream {name}: a cube (no planes) has margin 0, got {spec.margin}")
     if spec.view not in view.NAMES:
         raise ValueError(f"stream {name}: view must be one of {view.NAMES}, got {spec.view!r}")
     if spec.patch < 1 or min(spec.margin, spec.jitter_px, spec.scans_in_memory, spec.swap_every) < 0:
@@ -240,14 +243,22 @@ def plane_through(volume: np.ndarray, plane: str, point: tuple[int, int, int]):
     return (volume[:, y], z, x) if plane == "coronal" else (volume[:, :, x], z, y)
 
 
-def cut_sample(scan: IndexedScan, point: tuple[int, int, int], spec: StreamSpec) -> dict[str, np.ndarray]:
-    """Cut {"hu": int16 [planes, n + 2m, n + 2m, slab], "label": uint8 [planes, n, n]} around a voxel.
+def sample_shapes(spec: StreamSpec) -> dict[str, tuple[int, ...]]:
+    """Shapes of what `cut_sample` returns: "hu" [planes, n + 2m, n + 2m, slab] and "label" [planes, n, n]; of a cube both [n, n, n]."""
+    n, size, planes = spec.patch, spec.patch + 2 * spec.margin, len(spec.planes)
+    shapes = {"hu": (planes, size, size, spec.slab), "label": (planes, n, n)} if planes else dict.fromkeys(("hu", "label"), (n, n, n))
+    return shapes if spec.labelled else {"hu": shapes["hu"]}
 
-    Outside the scan: -1000 HU and class 0. The arrays are new, never views of the scan in memory. "label" only if the
-    stream is labelled.
+
+def cut_sample(scan: IndexedScan, point: tuple[int, int, int], spec: StreamSpec) -> dict[str, np.ndarray]:
+    """Cut {"hu": int16, "label": uint8} around a voxel; shapes as `sample_shapes` says, "label" only if the stream is labelled.
+
+    Outside the scan planes have -1000 HU and class 0. The arrays are new, never views of the scan in memory.
     """
-    size = spec.patch + 2 * spec.margin
-    hu = np.full((len(spec.planes), size, size, spec.slab), AIR_HU, np.int16)
+    shapes = sample_shapes(spec)
+    if not spec.planes:
+        return {part: cut_cube(getattr(scan, part), point, spec.patch) for part in shapes}
+    hu = np.full(shapes["hu"], AIR_HU, np.int16)
     for i, plane in enumerate(spec.planes):
         for channel in range(spec.slab):
             z = point[0] + channel - spec.slab // 2
@@ -255,7 +266,14 @@ def cut_sample(scan: IndexedScan, point: tuple[int, int, int], spec: StreamSpec)
                 paste_window(hu[i, :, :, channel], *plane_through(scan.hu, plane, (z, *point[1:])))
     if not spec.labelled:
         return {"hu": hu}
-    label = np.zeros((len(spec.planes), spec.patch, spec.patch), np.uint8)
+    label = np.zeros(shapes["label"], np.uint8)
     for i, plane in enumerate(spec.planes):
         paste_window(label[i], *plane_through(scan.label, plane, point))
     return {"hu": hu, "label": label}
+
+
+def cut_cube(volume: np.ndarray, point: tuple[int, int, int], side: int) -> np.ndarray:
+    """Cut a cube around a voxel, moved to lie within the volume; where that is smaller, its last voxels are repeated."""
+    low = [int(np.clip(p - side // 2, 0, max(n - side, 0))) for p, n in zip(point, volume.shape)]
+    block = volume[tuple(slice(a, a + side) for a in low)]
+    return np.pad(block, [(0, side - n) for n in block.shape], mode="edge")

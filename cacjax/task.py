@@ -7,6 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cacjax import sampling
+from cacjax.models.dilated import margin
+
 
 class Prediction(NamedTuple):
     """What a network says of a scan, on the grid of `hu` [z, y, x].
@@ -36,6 +39,11 @@ class State(NamedTuple):
     nets: dict[str, Net]
 
 
+def plane_patches(config) -> dict:
+    """How samples of a plane network are cut: its orientations and slab, and as much around a patch as its dilations reach."""
+    return {"planes": sampling.PLANES[: config.model.planes], "margin": margin(config.model.dilations), "slab": config.model.slab}
+
+
 class Task(NamedTuple):
     """A system: pure functions.
 
@@ -43,11 +51,14 @@ class Task(NamedTuple):
     train_step(state, batch, key) -> (State, metrics)
     predict(state, hu, box) -> Prediction; hu float32 [z, y, x] in Hounsfield units on the network's grid, box ((z0, y0, x0),
     (z1, y1, x1)) limits the work, None means the whole scan. That of a segmentation gives class probabilities [classes, z, y, x].
+    cut(config) -> the fields planes, margin and slab of `sampling.StreamSpec`: how training samples are cut, as for a plane network
+    unless the system says otherwise.
     """
 
     init: Callable
     train_step: Callable
     predict: Callable
+    cut: Callable = plane_patches
 
 
 def start(params, optimiser) -> Net:

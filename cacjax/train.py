@@ -20,8 +20,7 @@ from absl import app, flags, logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
-from cacjax import blocks, data, datasets, sampling
-from cacjax.models.dilated import margin
+from cacjax import data, datasets, sampling
 from cacjax.progress import Interrupt, Progress
 from cacjax.task import State, Task
 
@@ -119,20 +118,25 @@ def build(config) -> Task:
     return importlib.import_module(f"cacjax.tasks.{config.task}").make(config)
 
 
+def streams_of(config) -> dict:
+    """{name: (sampling.StreamSpec, count)} of a config's streams, cut as its task wants them."""
+    cut = build(config).cut(config)
+
+    def spec(stream):
+        own = {k: v for k, v in stream.items() if k not in ("count", "split")}
+        return sampling.StreamSpec(splits=(stream.split,), **own, **cut), tuple(stream.count)
+
+    return {name: spec(stream) for name, stream in config.streams.items()}
+
+
 def example_batch(config) -> dict:
-    """Shapes of one batch: per stream hu [*count, planes, size, size, slab] and label [*count, planes, n, n]; blocks for a 3-D network."""
-    if "planes" not in config.model:
-        return blocks.example_batch(config.streams)
-    m = margin(config.model.dilations)
+    """Shapes of one batch: per stream "hu", and "label" if it is labelled, [*count, ...] as `sampling.sample_shapes` says."""
+    dtypes = {"hu": jnp.float32, "label": jnp.uint8}
 
-    def shapes(stream):
-        lead = (*stream.count, config.model.planes)
-        size = stream.patch + 2 * m
-        hu = jax.ShapeDtypeStruct((*lead, size, size, config.model.slab), jnp.float32)
-        label = jax.ShapeDtypeStruct((*lead, stream.patch, stream.patch), jnp.uint8)
-        return {"hu": hu} | ({"label": label} if stream.labelled else {})
+    def shapes(spec, count):
+        return {part: jax.ShapeDtypeStruct((*count, *shape), dtypes[part]) for part, shape in sampling.sample_shapes(spec).items()}
 
-    return {name: shapes(stream) for name, stream in config.streams.items()}
+    return {name: shapes(*stream) for name, stream in streams_of(config).items()}
 
 
 def abstract_state(config, sharding):
@@ -163,24 +167,15 @@ def batch_shardings(config, mesh) -> dict:
 
 def make_batches(config, step: int):
     """The loader of a config's streams, at the position that follows from `step`."""
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    if "planes" not in config.model:
-        return blocks.make_loader(datasets.open(config), config.streams, seed=config.seed, step=step, **share)
-    planes = sampling.PLANES[: config.model.planes]
-    options = {"margin": margin(config.model.dilations), "planes": planes, "slab": config.model.slab}
-
-    def spec(stream):
-        own = {k: v for k, v in stream.items() if k not in ("count", "split")}
-        return sampling.StreamSpec(splits=(stream.split,), **own, **options), tuple(stream.count)
-
     return data.make_loader(
         datasets.open(config),
-        {name: spec(stream) for name, stream in config.streams.items()},
+        streams_of(config),
         seed=config.seed,
         step=step,
         num_threads=config.data.loader.threads,
         num_workers=config.data.loader.workers,
-        **share,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
     )
 
 

@@ -50,6 +50,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.streams.train.count = (8,)
     config.streams.train.patch = 128
     config.streams.train.strata = (("anywhere", 1.0),)
+    config.streams.train.jitter_px = 0
+    config.streams.train.tone = 0.0  # chance that a block is augmented with a tone curve
+    config.streams.train.tone_lift = True
     config.streams.train.scans_in_memory = 12
     config.streams.train.swap_every = 100  # steps
 

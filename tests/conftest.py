@@ -45,8 +45,7 @@ def shrink(config, *, steps: int = 4, batch: int = 2):
         config.model.update({k: v for k, v in {"width": 2, "dilations": (1, 2), "hidden": 4}.items() if k in config.model})
         for stream in config.streams.values():
             stream.patch = 9
-            if "jitter_px" in stream:
-                stream.jitter_px = min(stream.jitter_px, 1)
+            stream.jitter_px = min(stream.jitter_px, 1)
             stream.count = (*stream.count[:-1][:0], 2, batch) if len(stream.count) == 2 else (batch,)
             stream.scans_in_memory = min(stream.scans_in_memory, 2)
         config.data.loader.threads = 1

@@ -125,6 +125,24 @@ def test_slab_holds_the_neighbouring_slices():
     np.testing.assert_array_equal(hu[0, :, :, 1:], np.moveaxis(scan.hu[:2, 5:10, 6:11], 0, -1))
 
 
+def test_cubes_stay_in_the_scan_and_repeat_its_edge_where_it_is_smaller():
+    volume = np.arange(4 * 9).reshape(4, 9, 1)
+    cube = sampling.cut_cube(volume, (0, 8, 0), 5)
+    np.testing.assert_array_equal(cube[:, :, 0], np.concatenate([volume[:, 4:, 0], volume[3:, 4:, 0]]))
+    assert (cube == cube[:, :, :1]).all()
+
+
+def test_batches_of_cubes(sources):
+    """Voxels and labels of one place, drawn from the stratum; a scan larger than the cube is cut, not padded."""
+    spec = StreamSpec(("source",), (("coronary", 1.0),), patch=5, margin=0, planes=())
+    (batch,) = take(sources, {"s": (spec, (2, 6))}, 1)
+    hu, label = batch["s"]["hu"], batch["s"]["label"]
+    assert hu.shape == label.shape == (2, 6, 5, 5, 5) and (hu.dtype, label.dtype) == (np.int16, np.uint8)
+    assert (label == 2).any((2, 3, 4)).all() and ((hu >= 400) == (label > 0)).all()
+    (bare,) = take(sources, {"s": (spec._replace(labelled=False, strata=(("anywhere", 1.0),)), (2, 6))}, 1)
+    assert set(bare["s"]) == {"hu"}
+
+
 def test_samples_do_not_alias_the_scan_in_memory(sources):
     spec = StreamSpec(("source",), (("anywhere", 1.0),), patch=3, margin=1)
     (batch,) = take(sources, {"s": (spec, (1, 1))}, 1)
@@ -134,7 +152,8 @@ def test_samples_do_not_alias_the_scan_in_memory(sources):
 def streams():
     tri = StreamSpec(("target",), ZHAI, patch=3, margin=2, planes=sampling.PLANES, labelled=False, scans_in_memory=2)
     slab = StreamSpec(("source",), patch=4, margin=1, slab=3, jitter_px=2, tone=0.5, scans_in_memory=3, swap_every=2)
-    return {"source": (slab, (2, 4)), "target": (tri._replace(swap_every=3), (3, 2, 2))}
+    cube = StreamSpec(("source",), patch=5, margin=0, planes=(), jitter_px=1, tone=0.5, scans_in_memory=2, swap_every=2)
+    return {"source": (slab, (2, 4)), "target": (tri._replace(swap_every=3), (3, 2, 2)), "cube": (cube, (4,))}
 
 
 @pytest.mark.parametrize("num_threads", [0, 4])
@@ -153,7 +172,7 @@ def test_two_processes_get_the_rows_of_one(sources):
     whole = take(sources, streams(), 3)
     halves = [take(sources, streams(), 3, process_index=p, process_count=2) for p in (0, 1)]
     for step, (a, b) in enumerate(zip(*halves)):
-        for name, axis in (("source", 1), ("target", 2)):
+        for name, axis in (("source", 1), ("target", 2), ("cube", 0)):
             for key in whole[step][name]:
                 both = np.concatenate([a[name][key], b[name][key]], axis)
                 np.testing.assert_array_equal(both, whole[step][name][key])
@@ -214,6 +233,8 @@ def test_labels_asked_of_a_scan_without_mask_are_an_error(sources):
         ({"labelled": False}, "needs labels"),
         ({"slab": 2}, "slab must be odd"),
         ({"planes": ("oblique",)}, "planes must be among"),
+        ({"planes": (), "margin": 3}, "a cube .* has margin 0, got 3"),
+        ({"planes": (), "margin": 0, "slab": 3}, "slab must be odd, and 1 unless"),
         ({"splits": ("nowhere",)}, "no split 'nowhere' among"),
     ],
 )
@@ -239,8 +260,9 @@ def test_tone_curves_rise_and_keep_fat(lift):
     assert 0.4 < lifted < 0.7 if lift else lifted < 0.02
 
 
-def test_tone_augmentation_leaves_a_quarter_alone():
-    rng, hu = np.random.default_rng(0), record(0)["hu"][None, 0, :, :, None]
+@pytest.mark.parametrize("hu", [record(0)["hu"][None, 0, :, :, None], record(0)["hu"][:3]], ids=["patch", "cube"])
+def test_tone_augmentation_leaves_a_quarter_alone(hu):
+    rng = np.random.default_rng(0)
     toned = [data.tone_augment(hu, rng) for _ in range(400)]
     assert all(t.shape == hu.shape and t.dtype == np.float32 for t in toned)
     assert 0.18 < np.mean([np.array_equal(t, hu) for t in toned]) < 0.32

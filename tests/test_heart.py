@@ -1,4 +1,4 @@
-"""The heart: 3-D convolutions, the published network, its training blocks, whole scans by windows, and what scoring makes of it."""
+"""The heart: 3-D convolutions, the published network, whole scans by windows, and what scoring makes of it."""
 
 import importlib
 import json
@@ -14,7 +14,7 @@ from jax import lax
 from scipy import ndimage
 
 import cacjax.phantom
-from cacjax import blocks, flow, hearts, losses, scan, train
+from cacjax import blocks, data, flow, hearts, losses, scan, train
 from cacjax import score as score_module
 from cacjax.datasets import phantom
 from cacjax.geometry import Acquisition
@@ -71,34 +71,6 @@ def test_soft_dice_by_hand():
     p = jnp.array([0.5, 0.5, 0.5, 0.0])
     dice = losses.soft_dice(jnp.stack([1 - p, p], -1), jnp.array([1, 1, 0, 0]))
     np.testing.assert_allclose(dice, [(2 * 1.5 + 1) / (2.5 + 2 + 1), (2 * 1.0 + 1) / (1.5 + 2 + 1)])
-
-
-def stream(**changes):
-    options = {"split": "a", "count": (4,), "patch": 5, "strata": (("heart_box", 0.5), ("anywhere", 0.5))}
-    return types.SimpleNamespace(**options | {"scans_in_memory": 0, "swap_every": 0} | changes)
-
-
-def test_blocks_follow_from_the_step_and_are_shared_out():
-    sources = {"a": [small_record(i) for i in range(3)]}
-    loader = blocks.make_loader(sources, {"train": stream()}, seed=1)
-    steps = [next(loader)["train"] for _ in range(3)]
-    again = next(blocks.make_loader(sources, {"train": stream()}, seed=1, step=2))["train"]
-    parts = [next(blocks.make_loader(sources, {"train": stream()}, seed=1, step=2, process_index=i, process_count=2)) for i in (0, 1)]
-    for key, dtype in (("hu", np.int16), ("label", np.uint8)):
-        assert again[key].dtype == dtype and again[key].shape == (4, 5, 5, 5)
-        np.testing.assert_array_equal(again[key], steps[2][key])
-        np.testing.assert_array_equal(again[key], np.concatenate([part["train"][key] for part in parts]))
-    assert not np.array_equal(steps[0]["hu"], steps[1]["hu"])
-    assert ((steps[2]["hu"] == 400) == (steps[2]["label"] > 0)).all()
-    with pytest.raises(ValueError, match="no records of split 'b'"):
-        next(blocks.make_loader(sources, {"train": stream(split="b")}, seed=1))
-
-
-def test_blocks_stay_in_the_scan_and_repeat_its_edge_where_it_is_smaller():
-    volume = np.arange(4 * 9).reshape(4, 9, 1)
-    cube = blocks.cut(volume, (0, 8, 0), 5)
-    np.testing.assert_array_equal(cube[:, :, 0], np.concatenate([volume[:, 4:, 0], volume[3:, 4:, 0]]))
-    assert (cube == cube[:, :, :1]).all()
 
 
 def test_windows_cover_a_scan_and_are_averaged():
@@ -222,7 +194,7 @@ def test_training_lowers_the_loss_on_one_batch(ccta):
         config.model.width, config.streams.train.patch, config.optimiser.rate = 4, 16, 1e-2
     task = train.build(config)
     record = small_record(0) | {"hu": ccta.hu, "label": ccta.structures, "heart": ccta.heart.astype(np.uint8)}
-    batch = next(blocks.make_loader({"source_train": [record]}, config.streams, seed=0))
+    batch = next(data.make_loader({"source_train": [record]}, train.streams_of(config), seed=0, num_threads=0))
     state = jax.jit(lambda key: task.init(key, train.example_batch(config)))(jax.random.key(0))
     step = jax.jit(task.train_step)
     found = []

@@ -45,7 +45,12 @@ def make(config) -> Task:
         answer = functools.partial(blocks.probabilities, model, {"params": net.params, "batch_stats": net.stats})
         return blocks.slide(answer, hu, **config.window)
 
-    return Task(init, train_step, predict)
+    return Task(init, train_step, predict, cubes)
+
+
+def cubes(config) -> dict:
+    """How samples are cut: no planes are cubes."""
+    return {"planes": (), "margin": 0, "slab": 1}
 
 
 def network(config) -> EncoderDecoder:
