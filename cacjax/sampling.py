@@ -21,8 +21,10 @@ HEART_MARGIN = (2, 6, 6)  # voxels around the heart's bounding box: the epicardi
 MIN_SLICE_CALCIUM = 3  # a slice counts as calcified from this many labelled voxels (Zhai 2022, official code)
 
 SLICE_STRATA = ("bright_in_slice", "anywhere_in_slice", "calcium_in_slice")
+DETECTED = "detected_negative"  # what a first network takes for calcium and is none: records then have "detected"
 SCAN_STRATA = ("coronary", "calcium", "candidate_in_heart", "bright_in_heart", "bright", "heart_box", "anywhere")
-LABELLED_STRATA = ("coronary", "calcium", "calcium_in_slice")
+SCAN_STRATA += ("bright_negative", DETECTED)
+LABELLED_STRATA = ("coronary", "calcium", "bright_negative", DETECTED, "calcium_in_slice")
 PLANES = ("axial", "coronal", "sagittal")
 
 
@@ -114,14 +116,22 @@ def index_scan(record: dict, seen: str = "none") -> IndexedScan:
     bright, inside = hu >= BRIGHT_HU, np.zeros(hu.shape, bool)
     inside[tuple(slice(low, high) for low, high in box.T)] = True
     voxels = {"bright": bright, "bright_in_heart": bright & inside, "candidate_in_heart": (hu >= threshold) & inside}
-    voxels |= {"calcium": label > 0, "coronary": (label > 0) & (label <= 3)}
+    voxels |= {"calcium": label > 0, "coronary": (label > 0) & (label <= 3), "bright_negative": bright & (label == 0)}
     voxels = {name: np.flatnonzero(mask).astype(np.int32) for name, mask in voxels.items()}
+    detected = np.asarray(record.get("detected", ()), np.int32)
+    voxels[DETECTED] = detected[label.ravel()[detected] == 0]
     edges = np.arange(hu.shape[0] + 1) * (hu.shape[1] * hu.shape[2])
     starts = {name: np.searchsorted(voxels[name], edges) for name in ("bright", "calcium")}
-    if seen == "contrast_removed":
-        weights = view.slab_weights(float(record["spacing_mm"][0]))
-        hu = np.rint(view.remove_contrast(hu, record["aorta_hu"], weights)).astype(np.int16)
-    return IndexedScan(_text(record["id"]), hu, label, box, voxels, starts)
+    return IndexedScan(_text(record["id"]), as_seen(record, seen), label, box, voxels, starts)
+
+
+def as_seen(record: dict, seen: str) -> np.ndarray:
+    """The HU of a record, int16 [z, y, x], as a network sees them in a view (see cacjax.view)."""
+    hu = np.asarray(record["hu"])
+    if seen == "none":
+        return hu
+    weights = view.slab_weights(float(record["spacing_mm"][0]))
+    return np.rint(view.remove_contrast(hu, record["aorta_hu"], weights)).astype(np.int16)
 
 
 def _text(value) -> str:

@@ -21,6 +21,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
 from cacjax import data, datasets, sampling
+from cacjax.datasets import detected
 from cacjax.progress import Interrupt, Progress
 from cacjax.task import State, Task
 
@@ -35,6 +36,9 @@ def train(config: ConfigDict, workdir) -> State:
     saves a checkpoint and raises KeyboardInterrupt.
     """
     workdir = pathlib.Path(workdir).absolute()
+    if config.get("source_workdir"):
+        with config.unlocked():
+            config.source = read_config(config.source_workdir)
     keep_config(config, workdir)
     task = build(config)  # a wrong setting is told before the source network is trained
     source = source_state(config, workdir)
@@ -58,7 +62,7 @@ def train(config: ConfigDict, workdir) -> State:
             state = manager.restore(last, args=ocp.args.StandardRestore(abstract))
         if last >= config.steps:
             return state
-        batches = make_batches(config, last)
+        batches = make_batches(config, last, records_of(config, source, workdir))
         with Progress(workdir, name=config.task, start=last, stop=config.steps, every=config.log_every) as progress:
             for step in range(last + 1, config.steps + 1):
                 batch = place(progress.waiting(batches), shardings)
@@ -90,10 +94,7 @@ def restore(workdir) -> tuple[ConfigDict, State]:
     Raises FileNotFoundError naming what is missing, ValueError where the config lacks a setting that this version reads.
     """
     workdir = pathlib.Path(workdir).absolute()
-    path = workdir / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{workdir} holds no run: expected {path}; train one with python -m cacjax.train")
-    config = ConfigDict(json.loads(path.read_text(), object_hook=_tuples))
+    config = read_config(workdir)
     with checkpoints(workdir) as manager:
         step = manager.latest_step()
         if step is None:
@@ -102,9 +103,17 @@ def restore(workdir) -> tuple[ConfigDict, State]:
         try:
             abstract = abstract_state(config, device)
         except AttributeError as error:
-            text = f"{path} lacks the setting {error}: it is of another version of cacjax; train the run anew, or use that version"
-            raise ValueError(text) from None
+            text = f"lacks the setting {error}: it is of another version of cacjax; train the run anew, or use that version"
+            raise ValueError(f"{workdir / 'config.json'} {text}") from None
         return config, manager.restore(step, args=ocp.args.StandardRestore(abstract))
+
+
+def read_config(workdir) -> ConfigDict:
+    """The config of a run; FileNotFoundError where there is none."""
+    path = pathlib.Path(workdir).absolute() / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path.parent} holds no run: expected {path}; train one with python -m cacjax.train")
+    return ConfigDict(json.loads(path.read_text(), object_hook=_tuples))
 
 
 def load(workdir):
@@ -165,10 +174,20 @@ def batch_shardings(config, mesh) -> dict:
     return {name: {part: of(config.streams[name]) for part in arrays} for name, arrays in example_batch(config).items()}
 
 
-def make_batches(config, step: int):
-    """The loader of a config's streams, at the position that follows from `step`."""
+def records_of(config, source, workdir) -> dict:
+    """{split: records}; where a stream asks for it, with what the source network detects, which is kept in WORKDIR/detected."""
+    records = datasets.open(config)
+    asking = {stream.split: stream.view for stream in config.streams.values() if sampling.DETECTED in dict(stream.strata)}
+    for split, seen in asking.items():
+        predict = functools.partial(build(config.source).predict, source)
+        records = records | {split: detected.detect(records[split], predict, workdir / "detected", seen=seen)}
+    return records
+
+
+def make_batches(config, step: int, records):
+    """The loader of a config's streams from {split: records}, at the position that follows from `step`."""
     return data.make_loader(
-        datasets.open(config),
+        records,
         streams_of(config),
         seed=config.seed,
         step=step,

@@ -22,6 +22,7 @@ def small_record(seed: int, *, shape=(6, 20, 24)) -> dict:
     label, heart = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     z, y, x = (int(rng.integers(1, side - 3)) for side in shape)
     label[z : z + 2, y : y + 2, x : x + 3] = 1 + seed % 3
+    hu[0, :3, :3] = 300  # bone
     hu[label > 0] = 400
     heart[1:-1, 3:-3, 3:-3] = 1
     identity = {"id": f"scan{seed}", "domain": "source", "protocol": "cardiac", "spacing_mm": np.array([1.5, 0.66, 0.66])}
@@ -42,9 +43,10 @@ def shrink(config, *, steps: int = 4, batch: int = 2):
     """The real config of a system with widths, patches and batches that compile and run in seconds."""
     with config.unlocked():
         config.steps, config.log_every, config.checkpoint_every = steps, 1, 2
-        config.model.update({k: v for k, v in {"width": 2, "dilations": (1, 2), "hidden": 4}.items() if k in config.model})
+        small = {"width": 2, "dilations": (1, 2), "hidden": 4, "widths": (2, 2, 2, 2)}
+        config.model.update({k: v for k, v in small.items() if k in config.model})
         for stream in config.streams.values():
-            stream.patch = 9
+            stream.patch = min(stream.patch, 9)
             stream.jitter_px = min(stream.jitter_px, 1)
             stream.count = (*stream.count[:-1][:0], 2, batch) if len(stream.count) == 2 else (batch,)
             stream.scans_in_memory = min(stream.scans_in_memory, 2)

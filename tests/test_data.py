@@ -25,7 +25,8 @@ def record(i: int, shape=SHAPE, calcium: bool = True) -> dict:
     if calcium:
         label[3, 7, 6:10], label[6, 7, 6:8] = 2, 5
         hu[label > 0] = 400 + i
-    return {"id": f"scan{i}".encode(), "hu": hu, "label": label, "heart": heart}
+    detected = np.flatnonzero(hu >= 130)[1:]
+    return {"id": f"scan{i}".encode(), "hu": hu, "label": label, "heart": heart, "detected": detected}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,8 @@ def test_points_lie_in_their_stratum(sources, stratum):
         "calcium": lambda s, p: s.label[p] > 0,
         "calcium_in_slice": lambda s, p: s.label[p] == 2,  # the valve's slice has two voxels: fewer than three
         "bright": lambda s, p: s.hu[p] >= bright,
+        "bright_negative": lambda s, p: s.hu[p] >= bright and s.label[p] == 0,
+        "detected_negative": lambda s, p: s.hu[p] >= bright and s.label[p] == 0 and p != (0, 0, 0),
         "bright_in_slice": lambda s, p: s.hu[p] >= bright,
         "bright_in_heart": lambda s, p: s.hu[p] >= bright and (low <= p).all() and (p < high).all(),
         "heart_box": lambda s, p: (low <= p).all() and (p < high).all(),

@@ -17,7 +17,7 @@ from tools import import_torch
 
 HERE = pathlib.Path(__file__).parent
 RECORDED = HERE / "import_torch.npz"
-KINDS = ("generator", "dilated", "neck", "critic")
+KINDS = ("generator", "dilated", "neck", "critic", "undilated")
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,24 @@ def test_a_dilated_network_becomes_a_run_and_its_parts_change_it(recorded, tmp_p
     jax.tree.map(np.testing.assert_array_equal, heads, before.nets["detector"].params["params"]["classifier"])
 
 
+def test_a_second_stage_becomes_a_run_upon_its_first_stage(recorded, tmp_path):
+    state, x, y = recorded["undilated"]
+    weights, arrays = write(tmp_path, state, x, y)
+    out, source = tmp_path / "second", tmp_path / "source"
+    params = import_torch.convert("undilated", state)
+    with pytest.raises(ValueError, match="give --source"):
+        import_torch.make_run("undilated", params, out, None)
+    first = import_torch.convert("dilated", recorded["dilated"][0])
+    import_torch.save(source, *import_torch.make_run("dilated", first, source, None))
+    done = call("undilated", weights, "--out", out, "--source", source, "--check", arrays)
+    assert done.returncode == 0 and "largest difference" in done.stdout, done.stderr
+    config, run = train.restore(out)
+    net = run.nets["second"]
+    assert config.task == "second" and run.step == config.steps and tuple(config.model.widths) == (2, 3, 4, 2)
+    jax.tree.map(np.testing.assert_array_equal, {"params": net.params, "batch_stats": net.stats}, import_torch.variables(params))
+    jax.tree.map(np.testing.assert_array_equal, run.nets["first_detector"].params["params"], first)
+
+
 def test_a_failed_check_writes_nothing(recorded, tmp_path):
     state, x, y = recorded["dilated"]
     weights, arrays = write(tmp_path, state, x, y + 0.01)
@@ -121,4 +139,12 @@ def test_published_widths_and_a_padded_slice_against_torch(tmp_path):
     with torch.no_grad():
         y = critic(torch.from_numpy(x)).numpy()
     ours = import_torch.compute("critic", import_torch.convert("critic", import_torch.read(path)), x, y.shape)
+    np.testing.assert_allclose(ours, y, atol=1e-4)
+    second = uda_torch.randomised(uda_torch.Undilated()).eval()
+    assert sum(p.numel() for p in second.parameters()) == 956_522
+    torch.save(second.state_dict(), path)
+    x = rng.uniform(size=(8, 3, 65, 65)).astype(np.float32)
+    with torch.no_grad():
+        y = second(torch.from_numpy(x)).numpy()
+    ours = import_torch.compute("undilated", import_torch.convert("undilated", import_torch.read(path)), x, y.shape)
     np.testing.assert_allclose(ours, y, atol=1e-4)

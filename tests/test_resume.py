@@ -112,5 +112,5 @@ def test_config_names_resolve_from_any_directory(monkeypatch, tmp_path):
     shipped = str(pathlib.Path(train.ROOT) / "configs" / "uda.py")
     assert train.resolve(["x", "--config", "uda.py:tiny", "--workdir", "w"]) == ["x", f"--config={shipped}:tiny", "--workdir", "w"]
     assert train.resolve(["x", "--config=uda.py"]) == ["x", f"--config={shipped}"]
-    with pytest.raises(SystemExit, match=r"there are: heart\.py, lessmann\.py, uda\.py"):
+    with pytest.raises(SystemExit, match=r"there are: heart\.py, lessmann\.py, second\.py, uda\.py"):
         train.resolve(["x", "--config=nothing.py"])

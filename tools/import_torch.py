@@ -3,15 +3,18 @@
     python tools/import_torch.py dilated SOURCE.pth --out runs/source [--check ARRAYS.npz]
     python tools/import_torch.py generator G_15.pth --out runs/adapted --source runs/source
     python tools/import_torch.py critic D.pth --out runs/adapted
+    python tools/import_torch.py undilated SECOND.pth --out runs/second --source runs/adapted
 
 `dilated` (the whole first-stage network) makes a finished run of lessmann.py. `generator` (its three subnets), `neck` (its main
 head) and `critic` change the run in --out; where there is none, they make a run of uda.py at step 0 from the source run in --source,
-from which `train` adapts. Widths follow from the arrays. FILE is a state dict as torch.save wrote it (read with weights_only=True,
-which runs no code), or an .npz of the same keys, which needs no torch.
+from which `train` adapts. `undilated` (the second stage) makes a finished run of second.py, with the run in --source as its first
+stage. Widths follow from the arrays. FILE is a state dict as torch.save wrote it (read with weights_only=True, which runs no code),
+or an .npz of the same keys, which needs no torch.
 
 --check runs the network in FILE on `x` [b, c, h, w] float32 as PyTorch takes it and compares with `y`: features of the generator;
-logits of dilated and probabilities of neck, at the centre or as a map, whichever shape y has; values of the critic. It prints the
-largest differences and fails above 1e-4, and then nothing is written. A run is written whole or not at all.
+logits of dilated and probabilities of neck, at the centre or as a map, whichever shape y has; values of the critic; probabilities
+[b, 2] of undilated for patches as its code cuts them (see cacjax.patches.look). It prints the largest differences and fails above
+1e-4, and then nothing is written. A run is written whole or not at all.
 """
 
 import argparse
@@ -25,17 +28,22 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from cacjax import train
 from cacjax.models.critic import Critic
 from cacjax.models.dilated import PUBLISHED_DILATIONS, Dilated, centre
+from cacjax.models.undilated import EPS, SIZES, Undilated
 from cacjax.task import Net, State
 from configs import lessmann
+from configs import second as rejection
 from configs import uda as adaptation
 
 TOLERANCE = 1e-4
 NECK = {"conv1": "Conv_0", "conv2": "Conv_1"}
 CONV, NORM, LINEAR = {"weight": "kernel", "bias": "bias"}, {"weight": "scale", "bias": "bias"}, {"weight": "kernel", "bias": "bias"}
+LASAGNE = {"beta": "bias", "gamma": "scale", "mu": "mean", "denom": "var"}  # denom is the inverse standard deviation
+STATISTICS = ("mean", "var")
 IGNORED = ("running_mean", "running_var", "num_batches_tracked")  # the critic normalises with the batch in hand
 
 
@@ -71,6 +79,13 @@ def places(kind: str, layers: int = 7) -> dict:
             modules[f"module_seq.{3 * layer}"] = (f"Conv_{layer}",), CONV
             modules[f"module_seq.{3 * layer + 1}"] = (f"BatchNorm_{layer}",), NORM
         modules[f"module_seq.{3 * layers + 1}"] = ("Dense_0",), LINEAR
+    if kind == "undilated":
+        kernel = {"weight": "kernel"}
+        for plane in range(3):
+            for layer in range(len(SIZES)):
+                modules[f"subnets.{plane}.{4 * layer}"] = (f"conv_{plane}_{layer}",), kernel
+                modules[f"subnets.{plane}.{4 * layer + 2}"] = (f"norm_{plane}_{layer}",), LASAGNE
+        modules |= {"classifier.1": (("Dense_0",), kernel), "classifier.3": (("norm",), LASAGNE), "classifier.4": (("Dense_1",), LINEAR)}
     return {f"{key}.{part}": (*path, ours) for key, (path, parts) in modules.items() for part, ours in parts.items()}
 
 
@@ -82,25 +97,41 @@ def convert(kind: str, state: dict) -> dict:
     wrong += [f"{key}: found {state[key].shape}, expected no such key" for key in state if key not in where]
     if wrong:
         raise ValueError(f"not the state dict of a {kind}:\n  " + "\n  ".join(wrong))
-    params = {}
-    for key, path in where.items():
-        inner = params
-        for name in path[:-1]:
-            inner = inner.setdefault(name, {})
-        value = state[key]
-        inner[path[-1]] = value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+    params = unflatten_dict({path: _ours(path, state[key]) for key, path in where.items()})
     _check_shapes(kind, params, state, where)
+    if kind == "undilated":
+        params["Dense_0"]["kernel"] = _channels_last(params["Dense_0"]["kernel"], params["conv_0_3"]["kernel"].shape[-1])
     return params
+
+
+def _ours(path, value):
+    """An array as we keep it: axes in our order, variances for inverse standard deviations."""
+    if path[-1] == "var":
+        return (value.astype(np.float64) ** -2 - EPS).astype(np.float32)
+    return value.transpose(2, 3, 1, 0) if value.ndim == 4 else value.T
+
+
+def _channels_last(kernel, channels):
+    """The weights [3 * channels * h * w, hidden] of flattened maps in the order of [3, h, w, channels]."""
+    side = round((len(kernel) / 3 / channels) ** 0.5)
+    return kernel.reshape(3, channels, side, side, -1).transpose(0, 2, 3, 1, 4).reshape(kernel.shape)
+
+
+def variables(params) -> dict:
+    """What flax takes: parameters, and apart from them the statistics of layers, if there are any."""
+    parts = {"params": {}, "batch_stats": {}}
+    for path, value in flatten_dict(params).items():
+        parts["batch_stats" if path[-1] in STATISTICS else "params"][path] = value
+    return {name: unflatten_dict(part) for name, part in parts.items() if part}
 
 
 def _check_shapes(kind, params, state, where):
     model, sample = network(kind, params)
-    expected = jax.eval_shape(model.init, jax.random.key(0), sample)["params"]
+    collections = jax.eval_shape(model.init, jax.random.key(0), sample).values()
+    expected = {path: leaf for tree in collections for path, leaf in flatten_dict(tree).items()}
     wrong = []
     for key, path in where.items():
-        ours = expected
-        for name in path:
-            ours = ours[name]
+        ours = expected[path]
         shape = (ours.shape[3], ours.shape[2], *ours.shape[:2]) if len(ours.shape) == 4 else ours.shape[::-1]
         if state[key].shape != shape:
             wrong.append(f"{key}: found {state[key].shape}, expected {shape}")
@@ -115,6 +146,9 @@ def network(kind: str, params):
         side = 2 * len(names) + round(params["Dense_0"]["kernel"].shape[0] ** 0.5)
         channels = tuple(params[name]["kernel"].shape[-1] for name in names)
         return Critic(channels), jax.ShapeDtypeStruct((2, side, side, params["Conv_0"]["kernel"].shape[2]), jnp.float32)
+    if kind == "undilated":
+        widths = tuple(params[f"conv_0_{layer}"]["kernel"].shape[-1] for layer in range(len(SIZES)))
+        return Undilated(widths, params["Dense_0"]["kernel"].shape[-1]), jax.ShapeDtypeStruct((1, 3, 65, 65, 1), jnp.float32)
     options = {}
     if "classifier" in params:
         first, second = (params["classifier"][name]["kernel"].shape for name in NECK.values())
@@ -127,9 +161,11 @@ def network(kind: str, params):
 def compute(kind: str, params, x, shape):
     """What PyTorch's network of that kind gives for x [b, c, h, w], as an array of `shape`."""
     model, _ = network(kind, params)
-    run = jax.jit(lambda x, **options: model.apply({"params": params}, x, **options), static_argnames="method")
+    run = jax.jit(lambda x, **options: model.apply(variables(params), x, **options), static_argnames="method")
     if kind == "critic":
         return np.asarray(run(x.transpose(0, 2, 3, 1))).reshape(shape)
+    if kind == "undilated":
+        return np.asarray(jax.nn.softmax(run(x[..., None]))).reshape(shape)
     maps = x.transpose(0, 2, 3, 1) if kind == "neck" else run(x[..., None], method="features")
     if kind != "generator":
         maps = run(maps if len(shape) == 4 and shape[-1] > 1 else centre(maps), method="classify")
@@ -160,6 +196,8 @@ def make_run(kind: str, params, out, source):
         state = train.build(config).init(jax.random.key(0), train.example_batch(config))
         nets = {"detector": state.nets["detector"]._replace(params={"params": params})}
         return config, State(jnp.asarray(config.steps, jnp.int32), nets)
+    if kind == "undilated":
+        return _second_stage(params, source)
     if (pathlib.Path(out) / "config.json").exists():
         config, state = train.restore(out)
     elif source:
@@ -167,6 +205,21 @@ def make_run(kind: str, params, out, source):
     else:
         raise ValueError(f"{kind} is part of a system: give --source, a run of lessmann.py, or an --out that holds a run")
     return config, State(state.step, state.nets | _replaced(kind, params, state.nets))
+
+
+def _second_stage(params, source):
+    if not source:
+        raise ValueError("undilated is a second stage: give --source, the run of the first")
+    config, (model, _), whole = rejection.get_config(), network("undilated", params), variables(params)
+    with config.unlocked():
+        config.source, before = train.restore(source)
+        config.source_workdir = str(pathlib.Path(source).absolute())
+        config.spacing_mm = config.source.spacing_mm
+        config.view = config.streams.train.view = config.source.view
+        config.model.update({"widths": model.widths, "hidden": model.hidden})
+    state = train.build(config).init(jax.random.key(0), train.example_batch(config), before)
+    net = state.nets["second"]._replace(params=whole["params"], stats=whole["batch_stats"])
+    return config, State(jnp.asarray(config.steps, jnp.int32), state.nets | {"second": net})
 
 
 def _adaptation(source, critic):
@@ -218,10 +271,10 @@ def save(out, config, state) -> None:
 def main() -> None:
     """Import what the command line names."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("generator", "dilated", "neck", "critic"), help="which network FILE holds")
+    parser.add_argument("kind", choices=("generator", "dilated", "neck", "critic", "undilated"), help="which network FILE holds")
     parser.add_argument("file", metavar="FILE", help="state dict (.pth), or the same as .npz")
     parser.add_argument("--out", required=True, help="folder of the run")
-    parser.add_argument("--source", help="run of the source network, for a new run of uda.py")
+    parser.add_argument("--source", help="run of the source network, for a new run of uda.py, or of the first stage, for one of second.py")
     parser.add_argument("--check", metavar="ARRAYS.npz", help="compare with the y that PyTorch gave for x")
     options = parser.parse_args()
     try:

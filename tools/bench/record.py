@@ -20,7 +20,7 @@ def coarse(rng, shape):
 
 
 def networks() -> dict:
-    """{"kind/key": array} of the four networks, with x and y."""
+    """{"kind/key": array} of the five networks, with x and y."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     made = {
@@ -28,12 +28,13 @@ def networks() -> dict:
         "dilated": (uda_torch.Dilated(4, 8), (1, 3, 133, 133)),
         "neck": (uda_torch.Neck(4, 8), (2, 12, 5, 5)),
         "critic": (uda_torch.Critic(12, (4, 6, 1), 11), (4, 12, 11, 11)),
+        "undilated": (uda_torch.randomised(uda_torch.Undilated((2, 3, 4, 2), 4)), (2, 3, 65, 65)),
     }
     out = {}
     for kind, (network, shape) in made.items():
         out |= {f"{kind}/{key}": value.copy() for key, value in uda_torch.arrays(network).items()}
         x = coarse(rng, shape)
-        if kind == "dilated":
+        if kind in ("dilated", "undilated"):
             network.eval()
         with torch.no_grad():
             y = network(torch.from_numpy(x) / 2)

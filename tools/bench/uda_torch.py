@@ -84,6 +84,42 @@ class Critic(nn.Module):
         return self.module_seq(features)
 
 
+class Rescaling(nn.Module):
+    """Batch normalisation as the second stage stores it: four parameters, mean and inverse standard deviation among them."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        for name, value in (("beta", 0.0), ("gamma", 1.0), ("mu", 0.0), ("denom", 1.0)):
+            setattr(self, name, nn.Parameter(torch.full((channels,), value)))
+
+    def forward(self, x):
+        """x [b, c, ...] rescaled."""
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        mu, scale, beta = (each.view(shape) for each in (self.mu, self.denom * self.gamma, self.beta))
+        return (x - mu) * scale + beta
+
+
+class Undilated(nn.Module):
+    """The second-stage network: patches [b, 3, 65, 65] -> probabilities [b, 2]."""
+
+    def __init__(self, widths: tuple = (24, 32, 48, 32), hidden: int = 256):
+        super().__init__()
+        self.subnets = nn.ModuleList(self._subnet(widths) for _ in range(3))
+        first, last = nn.Linear(3 * widths[-1] * 36, hidden, bias=False), nn.Linear(hidden, 2)
+        self.classifier = nn.Sequential(nn.Dropout(0.5), first, nn.ReLU(), Rescaling(hidden), last, nn.Softmax(1))
+
+    @staticmethod
+    def _subnet(widths):
+        layers = []
+        for before, after, size in zip((1, *widths), widths, (5, 3, 3, 1)):
+            layers += [nn.Conv2d(before, after, size, bias=False), nn.ELU(), Rescaling(after), nn.MaxPool2d(2)]
+        return nn.Sequential(*layers[:-1], nn.Flatten())
+
+    def forward(self, x):
+        """Class probabilities."""
+        return self.classifier(torch.cat([subnet(x[:, i : i + 1]) for i, subnet in enumerate(self.subnets)], 1))
+
+
 class System:
     """Generator, critic and neck with their optimisers, and the steps of an adaptation, in one of the two manners."""
 
@@ -155,6 +191,15 @@ def source_loss(network, x, labels, weight: float = 0.05):
     c = labels.shape[-1] // 2
     deep = sum(functional.cross_entropy(maps, labels[:, i]) for i, maps in enumerate(auxiliary))
     return functional.cross_entropy(main.flatten(1), labels[:, 0, c, c]) + weight * deep
+
+
+def randomised(network):
+    """The network with other than trivial means, deviations, scales and shifts in its Rescaling layers."""
+    for layer in network.modules():
+        if isinstance(layer, Rescaling):
+            for parameter, low, high in ((layer.beta, -1, 1), (layer.gamma, 0.5, 2), (layer.mu, -0.5, 0.5), (layer.denom, 0.5, 2)):
+                nn.init.uniform_(parameter, low, high)
+    return network
 
 
 def arrays(network) -> dict:

@@ -1,0 +1,66 @@
+"""Second stage: a CNN on three patches that takes away what the first stage mistakes for calcium.
+
+Paper:     Lessmann et al. 2018 (second stage); sampling and settings as in their code, the network as in its PyTorch port
+Command:   python -m cacjax.train --config second.py --workdir runs/second
+           python -m cacjax.score SCAN --workdir runs/second --out OUT      scores with both stages
+Expected:  no figure of its own is published; `tiny` is measured on phantoms, see README
+Variants:  second.py:tiny        half the channels: minutes on a laptop
+           second.py:tiny,tone   both stages trained with random tone curves
+           second.py:tiny,three  a first stage of three orientations
+           second.py:tone        published size with tone curves
+Source:    config.source_workdir names the run of the first stage, of lessmann.py or uda.py; empty trains lessmann.py first, in
+           WORKDIR/source. What it detects on the training scans is kept in WORKDIR/detected.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import lessmann
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """Return the published settings; `variant` is "" or words with commas between: those of lessmann.py."""
+    words = set(filter(None, variant.split(",")))
+    source = lessmann.get_config(variant)
+    config = ConfigDict({"task": "second", "seed": 0})
+    config.spacing_mm = source.spacing_mm
+    config.view = "none"  # as the first stage's
+    config.source_workdir = ""
+    config.source = source.copy_and_resolve_references()
+    config.steps = 125_000  # 250 epochs x 10 x 50 minibatches
+    config.log_every = 50
+    config.checkpoint_every = 500
+
+    config.model = ConfigDict()
+    config.model.widths = (24, 32, 48, 32)
+    config.model.hidden = 256
+    config.model.dropout = 0.5
+    config.model.norm = "after"  # the activation, as the port; "before" it, as the ancestor, with one set of kernels for all planes
+    config.patch = ConfigDict({"pixels": 65, "extent_mm": 42.9})
+
+    config.optimiser = ConfigDict()
+    config.optimiser.rate = ConfigDict({"peak": 1e-4, "warmup": 0, "drop_at": 1.0, "drop": 1.0})
+    config.optimiser.weight_decay = 1e-5
+
+    config.data = source.data.copy_and_resolve_references()
+    config.streams = ConfigDict()
+    config.streams.train = ConfigDict()
+    config.streams.train.split = "source_train"
+    config.streams.train.count = (64,)
+    config.streams.train.patch = 1
+    config.streams.train.strata = (("calcium", 0.5), ("detected_negative", 0.4), ("bright_negative", 0.1))
+    config.streams.train.jitter_px = 0
+    config.streams.train.labelled = True
+    config.streams.train.tone = 1.0 if "tone" in words else 0.0
+    config.streams.train.tone_lift = True
+    config.streams.train.view = config.view
+    config.streams.train.scans_in_memory = 101
+    config.streams.train.swap_every = 505  # steps; the ancestor swaps 10 of 101 every 50
+
+    if "tiny" in words:
+        config.steps = 1500
+        config.log_every = 25
+        config.model.widths = (12, 16, 24, 16)
+        config.model.hidden = 64
+        config.optimiser.rate = ConfigDict({"peak": 1e-3, "warmup": 50, "drop_at": 0.75, "drop": 0.1})
+        config.streams.train.count = (32,)
+    return config.lock()
