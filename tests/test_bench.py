@@ -36,7 +36,7 @@ def run(recorded, dtype):
     nets = jax.tree.map(lambda a: jnp.asarray(a, dtype), nets)
     model, critic = Dilated(width=4, hidden=8), Critic((4, 6, 1))
     source, target = (jnp.asarray(x[..., None], dtype) for x in recorded["x"])
-    features = lambda params, x: model.apply({"params": params}, x, method="features_by_sample")  # noqa: E731
+    features = lambda params, x: model.apply({"params": params}, x, method="features_in_parts")  # noqa: E731
 
     def critic_objective(params):
         both = jnp.concatenate([features(nets["generator"], x) for x in (source, target)])

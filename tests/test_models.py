@@ -1,5 +1,7 @@
 """Networks: published parameter counts, receptive field, batch statistics by domain."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from cacjax.models import conv, winograd
 from cacjax.models.critic import Critic
-from cacjax.models.dilated import PUBLISHED_DILATIONS, Dilated, centre, margin
+from cacjax.models.dilated import PUBLISHED_DILATIONS, Dilated, centre, doubling, margin
 
 
 def count(tree):
@@ -53,6 +55,33 @@ def test_head_on_the_map_equals_head_at_the_centre(small):
     features = model.apply(variables, x, method="features")
     whole = model.apply(variables, features, method="classify")
     np.testing.assert_allclose(centre(whole), model.apply(variables, x)[0], rtol=1e-5, atol=1e-6)
+
+
+DOUBLING = [(PUBLISHED_DILATIONS, 3), ((1, 1, 2, 4, 8, 16), 3), ((1, 4, 1, 1), 1), ((1, 4, 6), 3), ((1, 2), 2)]
+
+
+@pytest.mark.parametrize(("dilations", "start"), DOUBLING)
+def test_the_middle_alone_is_the_middle_of_all(dilations, start):
+    """Values and gradients, where dilations double and where they do not."""
+    assert doubling(dilations) == start
+    model = Dilated(width=3, dilations=dilations, hidden=4)
+    n = 2 * margin(dilations) + 4
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, n, n, 1)), jnp.float32)
+    params = jax.jit(model.init)(jax.random.key(1), x)
+
+    @functools.partial(jax.jit, static_argnums=1)
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def compute(params, method):
+        maps = model.apply(params, x, method=method)
+        return jnp.square(centre(maps)).sum(), centre(maps)
+
+    (ours, slope), (whole, expected) = (
+        (value[1], grad)
+        for value, grad in (compute(params, method) for method in ("features_at_centre", "features"))
+    )
+    np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), slope, expected)
+    assert min(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope["params"]["subnets_2"])) > 0
 
 
 def test_planes_have_their_own_weights(small):

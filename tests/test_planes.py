@@ -5,17 +5,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax import planes, sampling
-from cacjax.models.dilated import Dilated
+from cacjax import planes, rectangles, sampling
+from cacjax.models.dilated import Dilated, margin
 
-MODELS = {"three orientations": (Dilated(width=2, dilations=(1, 2), hidden=4), 1),
-          "axial slab": (Dilated(width=2, dilations=(1, 2), hidden=4, planes=1), 3)}  # fmt: skip
+MODELS = {
+    "three orientations": (Dilated(width=2, dilations=(1, 2), hidden=4), 1),
+    "axial slab": (Dilated(width=2, dilations=(1, 2), hidden=4, planes=1), 3),
+    "few voxels one by one": (Dilated(width=2, dilations=(1, 2, 4, 8, 1), hidden=4), 1),
+}
 
 
 @pytest.fixture(scope="module", params=MODELS)
 def case(request):
     model, slab = MODELS[request.param]
-    params = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, model.planes, 7, 7, slab)))
+    params = jax.jit(model.init)(jax.random.key(3), jnp.zeros((1, model.planes, n := 2 * margin(model.dilations) + 1, n, slab)))
     hu = np.random.default_rng(0).integers(-1000, 900, (6, 9, 11)).astype(np.int16)
     return model, params, hu, slab, planes.predict(model, params, hu, slab=slab)
 
@@ -29,7 +32,7 @@ def test_every_voxel_equals_its_patch(case):
     model, params, hu, slab, prediction = case
     zeros = np.zeros(hu.shape, np.uint8)
     scan = sampling.index_scan({"id": "a", "hu": hu, "label": zeros, "heart": zeros})
-    spec = sampling.StreamSpec(("a",), patch=1, margin=3, planes=sampling.PLANES[: model.planes], slab=slab)
+    spec = sampling.StreamSpec(("a",), patch=1, margin=margin(model.dilations), planes=sampling.PLANES[: model.planes], slab=slab)
     for point in [(0, 0, 0), (2, 5, 7), (5, 8, 10), (3, 0, 10)]:
         patch = sampling.cut_sample(scan, point, spec)["hu"]
         logits = model.apply(params, planes.normalise(jnp.asarray(patch[None])))[0][0, 0, 0]
@@ -68,10 +71,12 @@ def test_part_of_a_larger_program(case, wanted):
 def test_chunks_and_sizes_change_nothing(case, wanted, monkeypatch):
     """Feature vectors of 64 voxels at a time, rectangles of many sizes, blocks and looks of a few."""
     model, params, hu, slab, whole = case
-    for name, value in {"FEATURE_BYTES": 64 * 4 * 2 * model.planes, "BLOCK": 16, "LEAST_SIDE": 2, "GROWTH": 1.02, "STEP": 5}.items():
+    for name, value in {"FEATURE_BYTES": 64 * 4 * 2 * model.planes, "BLOCK": 16, "STEP": 5}.items():
         monkeypatch.setattr(planes, name, value)
+    for name, value in {"LEAST_SIDE": 2, "GROWTH": 1.02}.items():
+        monkeypatch.setattr(rectangles, name, value)
     jax.clear_caches()
-    assert planes.sizes(hu.shape) == [(2, 2), (2, 8), (2, 11), (8, 8), (8, 11), (11, 11)]
+    assert rectangles.sizes(hu.shape) == [(2, 2), (2, 8), (2, 11), (8, 8), (8, 11), (11, 11)]
     assert deviation(planes.predict(model, params, hu, wanted, slab=slab), whole, wanted) <= 1e-6
     everything = wanted | True
     assert deviation(planes.predict(model, params, hu, everything, slab=slab), whole, everything) <= 1e-6
@@ -90,13 +95,14 @@ def test_rectangles_hold_what_is_wanted():
     """One rectangle per plane with wanted voxels, around all of them, rounded up by less than the whole plane."""
     wanted = np.zeros((40, 150, 170), bool)
     wanted[3, 20:30, 100:104] = wanted[3, 40, 90] = wanted[20, 140, 5] = True
-    work = planes._survey(MODELS["three orientations"][0], planes._pack(jnp.asarray(wanted)), wanted.shape)
-    sizes, bounds = planes.sizes(wanted.shape), np.asarray(work.bounds)
+    model = MODELS["three orientations"][0]
+    work, forms = rectangles.survey(model, rectangles.pack(jnp.asarray(wanted)), wanted.shape), rectangles.forms(model, wanted.shape)
+    bounds = np.asarray(work.bounds)
     total = sum(wanted.any((1, 2))) + sum(wanted.any((0, 2))) + sum(wanted.any((0, 1)))
     assert bounds[-1] == total
     covered = np.zeros((3, *wanted.shape), bool)
     for number in range(len(bounds) - 1):
-        size, kind = sizes[number // 6], number % 6
+        size, kind = forms[number // 6][:2], number % 6
         for i in range(bounds[number], bounds[number + 1]):
             plane = np.moveaxis(covered[kind % 3], kind % 3, 0)[work.position[i]]
             plane = plane.T if kind >= 3 else plane

@@ -26,7 +26,7 @@ def uniform(bound: float):
 
 
 class Conv(nn.Module):
-    """Convolution [b, h, w, c] -> [b, h - d(k-1), w - d(k-1), features].
+    """Convolution [b, h, w, c] -> [b, h - d(k-1), w - d(k-1), features], with `stride` every second (third, ..) of them.
 
     Kernel and bias ~ U(+-1/sqrt(fan_in)), as PyTorch draws them; with `he` the kernel ~ U(+-sqrt(6/fan_in)) and the bias is zero.
     """
@@ -35,6 +35,7 @@ class Conv(nn.Module):
     size: int = 3
     dilation: int = 1
     he: bool = False
+    stride: int = 1
 
     @nn.compact
     def __call__(self, x):
@@ -43,6 +44,8 @@ class Conv(nn.Module):
         kernel_init = uniform(np.sqrt(6) * bound if self.he else bound)
         kernel = self.param("kernel", kernel_init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros if self.he else uniform(bound), (self.features,))
+        if self.stride > 1:
+            return convolution(x, kernel, self.dilation, stride=self.stride) + bias
         form = arranged if jax.default_backend() == "cpu" else convolution
         return form(x, kernel, self.dilation) + bias
 

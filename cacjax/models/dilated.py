@@ -19,18 +19,63 @@ def margin(dilations) -> int:
     return sum(dilations)
 
 
+def doubling(dilations, spacing: int = 4) -> int:
+    """The layer with dilation `spacing` from which on dilations double, but for last ones of 1; len(dilations) where there is none.
+
+    With spacing 2 instead of 4 the middle costs no less in training, and neighbours can share one layer less.
+    """
+    ends = len(dilations) - _ones(dilations)
+    start = dilations.index(spacing) if spacing in dilations[:ends] else ends
+    doubles = all(b == 2 * a for a, b in zip(dilations[start:ends], dilations[start + 1 : ends]))
+    return start if start < ends and doubles else len(dilations)
+
+
+def middle_pixels(dilations) -> int:
+    """Pixels that the layers from `doubling(dilations)` on compute for one middle."""
+    ones = _ones(dilations)
+    levels = len(dilations) - ones - doubling(dilations)
+    return (2 * ones + 1) ** 2 * sum((2**level - 1) ** 2 for level in range(1, levels + 1)) + sum((2 * i + 1) ** 2 for i in range(ones))
+
+
+def _ones(dilations) -> int:
+    """Last layers of dilation 1."""
+    return next((i for i, d in enumerate(reversed(dilations)) if d != 1), len(dilations))
+
+
 class Subnet(nn.Module):
-    """3x3 dilated convolutions and a 1x1, ELU after each: [b, h, w, slab] -> [b, h - 2m, w - 2m, width]."""
+    """3x3 dilated convolutions and a 1x1, ELU after each: [b, h, w, slab] -> [b, h - 2m, w - 2m, width].
+
+    Layers start..stop - 1 alone take and give what stands between layers. With `middle` the layers from `start` on are computed for
+    the middle of windows [b, n, n, width] of their receptive field, only at the pixels that it depends on: where dilations double
+    these are every dilation-th pixel around the 3 x 3 (or 1, for no last layers of dilation 1) that the last layer reads, and the
+    layer on them is a plain one of stride 2. Exact.
+    """
 
     width: int
     dilations: tuple
     he: bool = False
 
     @nn.compact
-    def __call__(self, x):
-        for dilation in self.dilations:
-            x = nn.elu(Conv(self.width, dilation=dilation, he=self.he)(x))
-        return nn.elu(Conv(self.width, size=1, he=self.he)(x))
+    def __call__(self, x, start: int = 0, stop: int | None = None, *, middle: bool = False):
+        ones = _ones(self.dilations)
+        side, ends = 2 * ones + 1, len(self.dilations) - ones
+        if middle:
+            x = _phases(x, self.dilations[start], side)
+        for i, dilation in list(enumerate(self.dilations))[start:stop]:
+            if middle and i == ends:
+                x = x.reshape(-1, side, side, self.width)
+            how = {"stride": 2} if middle and i < ends else {"dilation": dilation}
+            x = nn.elu(Conv(self.width, he=self.he, name=f"Conv_{i}", **how)(x))
+        if stop is not None:
+            return x
+        return nn.elu(Conv(self.width, size=1, he=self.he, name=f"Conv_{len(self.dilations)}")(x))
+
+
+def _phases(x, spacing: int, side: int):
+    """Every `spacing`-th pixel of [b, n, n, c] from each of the first side x side ones on: [b * side * side, m, m, c]."""
+    n = x.shape[1] - side + 1
+    parts = [x[:, i : i + n : spacing, j : j + n : spacing] for i in range(side) for j in range(side)]
+    return jnp.stack(parts, 1).reshape(-1, *parts[0].shape[1:])
 
 
 class Classifier(nn.Module):
@@ -83,16 +128,34 @@ class Dilated(nn.Module):
         """Features of one orientation: [b, h, w, slab] -> [b, h - 2m, w - 2m, width]."""
         return self.subnets[index](x)
 
+    def early(self, x, index: int, stop: int):
+        """What layer `stop` of one orientation sees: [b, h, w, slab] -> [b, h', w', width]."""
+        return self.subnets[index](x, 0, stop)
+
+    def late(self, windows, index: int, start: int):
+        """Features [b, width] of the middle of windows [b, n, n, width] of what layer `start` sees, n = 2 * margin(rest) + 1."""
+        return self.subnets[index](windows, start, middle=True)[:, 0, 0]
+
     def features(self, x):
         """Features of all orientations side by side: [b, planes, h, w, slab] -> [b, n, n, planes * width]."""
         return jnp.concatenate([subnet(x[:, i]) for i, subnet in enumerate(self.subnets)], axis=-1)
 
-    def features_by_sample(self, x):
-        """The same a sample at a time on CPU, whose cache holds one sample's maps but not a batch's."""
-        if jax.default_backend() != "cpu" or len(x) == 1 or self.is_initializing():
+    def features_in_parts(self, x, at_once: int = 1):
+        """The same, `at_once` samples at a time on CPU, whose cache holds their maps but not a batch's (with gradients 4 is best)."""
+        if jax.default_backend() != "cpu" or len(x) <= at_once or len(x) % at_once or self.is_initializing():
             return self.features(x)
         module, variables = self.unbind()
-        return lax.map(lambda sample: module.apply(variables, sample[None], method="features")[0], x)
+        maps = lax.map(lambda part: module.apply(variables, part, method="features"), x.reshape(-1, at_once, *x.shape[1:]))
+        return maps.reshape(-1, *maps.shape[2:])
+
+    def features_at_centre(self, x):
+        """Features [b, 1, 1, planes * width] of the middle of planes [b, planes, h, w, slab], at a third of the price of all of them."""
+        start, cut = doubling(self.dilations), x.shape[2] // 2 - margin(self.dilations)
+        if start == len(self.dilations):
+            return centre(self.features(x))
+        x = x[:, :, cut : cut + 2 * margin(self.dilations) + 1, cut : cut + 2 * margin(self.dilations) + 1]
+        parts = [self.late(self.early(x[:, i], i, start), i, start) for i in range(self.planes)]
+        return jnp.concatenate(parts, axis=-1)[:, None, None]
 
     def classify(self, features, train: bool = False):
         """Class logits of feature vectors [b, h, w, planes * width]."""

@@ -50,12 +50,18 @@ def make(config) -> Task:
         return State(jnp.zeros((), jnp.int32), nets | {"heads": Net(heads, {}, ())})
 
     def features(generator, heads, hu):
-        return model.apply(join(generator, heads), normalise(hu), method="features")
+        return model.apply(join(generator, heads), normalise(hu), 4, method="features_in_parts")
+
+    def labelled_features(generator, heads, hu):
+        """What `classification` looks at."""
+        if config.supervision.where != "centre":
+            return features(generator, heads, hu)
+        return model.apply(join(generator, heads), normalise(hu), method="features_at_centre")
 
     def pool_of(generator, heads, crops):
         """Features [chunks * b, n, n, c] of crops [chunks, b, ...], a chunk at a time to bound memory."""
         params = join(generator, heads)
-        maps = lax.map(lambda hu: model.apply(params, normalise(hu), method="features_by_sample"), crops["hu"])
+        maps = lax.map(lambda hu: model.apply(params, normalise(hu), method="features_in_parts"), crops["hu"])
         return maps.reshape(-1, *maps.shape[2:])
 
     def values(params, source, target):
@@ -97,7 +103,7 @@ def make(config) -> Task:
     def generator_update(net, critic_params, heads, batch, source_windows, affine):
         def objective(generator):
             target = features(for_target(generator, affine), heads, batch["target"]["hu"])
-            labelled = features(generator, heads, batch["source"]["hu"])
+            labelled = labelled_features(generator, heads, batch["source"]["hu"])
             adversarial = -adversarial_value(critic_params, source_windows, cut_windows(target, config))
             classes = classification(model, join(generator, heads), labelled, batch["source"], config.supervision)
             total = config.adversarial_weight * adversarial + config.classification_weight * classes

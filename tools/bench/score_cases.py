@@ -15,7 +15,7 @@ from scipy import ndimage
 from uda_cases import Ours, finish, systems
 
 import cacjax.phantom
-from cacjax import flow, pipeline, planes, rules, scores
+from cacjax import flow, pipeline, planes, rectangles, rules, scores
 from cacjax.models.dilated import margin
 from cacjax.phantom import observer
 from configs import uda as uda_config
@@ -50,7 +50,7 @@ def cases(device: str, shape=SHAPE):
     part = share(model, shape)
     yield Case("whole-scan detection", f"CCTA {size}, against dense", ours, *works, predict, took, parts=part)
 
-    boxes = rectangles(model, wanted)
+    boxes = boxes_of(model, wanted)
     works = [finish(functools.partial(same_boxes, system, padded, boxes, chosen)) for system in both]
     theirs = works[0]()
     differ = int((theirs != label[chosen]).sum())
@@ -116,18 +116,14 @@ def share(model, shape):
     return sum(n * w for n, w in zip(TIMED, work)) / sum(n * w for n, w in zip(shape, work))
 
 
-def rectangles(model, wanted):
+def boxes_of(model, wanted):
     """(orientation, position, row, column, height, width) of every rectangle that ours computes, turned ones turned back."""
-    capacity = planes._capacity(model, wanted.shape)
-    packed = planes._pack(wanted)
-    out = []
-    for number in range(int(planes._count_chunks(packed.n, capacity))):
-        work = jax.device_get(planes._survey(model, planes._chunk(packed, number, capacity), wanted.shape))
-        for k, (start, stop) in enumerate(zip(work.bounds[:-1], work.bounds[1:])):
-            (a, b), kind = planes.sizes(wanted.shape)[k // planes.KINDS], k % planes.KINDS
-            for i in range(start, stop):
-                corner = (work.row[i], work.column[i], a, b) if kind < 3 else (work.column[i], work.row[i], b, a)
-                out.append((kind % 3, int(work.position[i]), *map(int, corner)))
+    work, out = jax.device_get(rectangles.survey(model, rectangles.pack(wanted), wanted.shape)), []
+    every = [(form, kind) for form in rectangles.forms(model, wanted.shape) for kind in range(rectangles.KINDS)]
+    for (form, kind), start, stop in zip(every, work.bounds[:-1], work.bounds[1:], strict=True):
+        for i in range(start, stop):
+            place = work.row[i], work.column[i], form.height, form.width
+            out.append((kind % 3, int(work.position[i]), *map(int, place if kind < 3 else (*place[1::-1], *place[:1:-1]))))
     return out
 
 

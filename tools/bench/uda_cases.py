@@ -18,7 +18,6 @@ from race import Case, compiled
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
 from cacjax import losses, train
-from cacjax.models.dilated import centre
 from cacjax.task import clip, rmsprop, start, update
 from configs import lessmann as source_config
 from configs import uda as uda_config
@@ -68,9 +67,9 @@ class Ours:
             "generator": start(params["generator"], self.optimisers["generator"]),
         }
 
-    def features(self, generator, x):
+    def features(self, generator, x, at_once=1):
         """Features [b, n, n, c] of planes [b, 3, h, w]."""
-        return self.model.apply({"params": generator}, x[..., None], method=self.model.features_by_sample)
+        return self.model.apply({"params": generator}, x[..., None], at_once, method="features_in_parts")
 
     def critic_update(self, net, features):
         """One update from features of both domains, source first; returns the network and the loss before."""
@@ -91,8 +90,9 @@ class Ours:
         """One update: adversarial loss on the target planes, cross-entropy at the centre on the source; labels [b]."""
 
         def objective(generator):
-            adapted, labelled = self.features(generator, target), self.features(generator, source)
-            logits = self.model.apply({"params": self.heads}, centre(labelled), method="classify")[:, 0, 0]
+            adapted = self.features(generator, target, 4)
+            labelled = self.model.apply({"params": generator}, source[..., None], method="features_at_centre")
+            logits = self.model.apply({"params": self.heads}, labelled, method="classify")[:, 0, 0]
             return -self.critic.apply(critic, adapted).mean() + weight * losses.cross_entropy(logits, labels)
 
         loss, grads = jax.value_and_grad(objective)(net.params)
