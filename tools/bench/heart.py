@@ -1,6 +1,6 @@
 """Measure a trained heart network on phantoms that it never saw: outlines, the aorta's threshold, and the calcium that its heart holds.
 
-    python tools/bench/heart.py --workdir runs/heart [--n 12] [--protocols ccta cardiac chest rtp] [--out results.json]
+    python tools/bench/heart.py --workdir runs/heart [--n 20] [--protocols ccta cardiac chest rtp] [--out results.json]
 
 Patients --seed, --seed + 1, ..; a seed that the run was trained on ends the program. JSON: {"device", "versions", "date", "command",
 "network", "rows"}, one row for each protocol:
@@ -144,7 +144,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--workdir", required=True, help="run of a heart network: python -m cacjax.train --config heart.py:tiny,whole")
-    p.add_argument("--n", type=int, default=12, help="scans of each protocol (default: %(default)s)")
+    p.add_argument("--n", type=int, default=20, help="scans of each protocol (default: %(default)s)")
     p.add_argument("--protocols", nargs="+", choices=cohort.PROTOCOLS, default=["ccta", "cardiac", "chest", "rtp"], help="default: all")
     p.add_argument("--seed", type=int, default=500_000, help="of the first patient (default: %(default)s)")
     p.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), default=(80, 208, 208), help="voxels (default: 80 208 208)")
