@@ -79,7 +79,7 @@ def test_lesions_within_a_dilated_outline(bench):
 
 def test_a_scan_of_the_training_is_refused(bench, monkeypatch, capsys):
     config = importlib.import_module("configs.heart").get_config("tiny,whole")
-    monkeypatch.setattr(train, "load", lambda workdir: (config, None))
+    monkeypatch.setattr(train, "restore", lambda workdir: (config, None))
     first = cohort.patient_seed(config.data.seed, "source_train", 0)
     with pytest.raises(SystemExit):
         bench.main(["--workdir", "w", "--n", "3", "--seed", str(first - 2)])

@@ -15,6 +15,7 @@ Patients --seed, --seed + 1, ..; a seed that the run was trained on ends the pro
 
 import argparse
 import datetime
+import functools
 import importlib.metadata
 import pathlib
 import platform
@@ -159,24 +160,25 @@ def main(arguments=None) -> None:
     options = p.parse_args(arguments)
     if options.n < 1:
         p.error(f"--n must be at least 1, got {options.n}")
-    config, predict = train.load(options.workdir)
+    config, state = train.restore(options.workdir)
     if config.task != "heart":
         p.error(f"--workdir holds a run of {config.task}.py, expected heart.py")
     seeds = range(options.seed, options.seed + options.n)
     if known := trained_on(config.data).intersection(seeds):
         p.error(f"the run in --workdir was trained on patients {sorted(known)}: choose another --seed")
     grid = {"shape": tuple(options.shape), "spacing_mm": tuple(options.spacing)}
+    segmenter = config, functools.partial(train.build(config).predict, state)
     rows, jobs = [], len(options.protocols) * options.n
     with tqdm.tqdm(total=jobs, desc="heart", unit="scan") as bar:
         for protocol in options.protocols:
             records = []
             for seed in seeds:
-                records.append(measure((config, predict), make_scan(protocol, seed, **grid)))
+                records.append(measure(segmenter, make_scan(protocol, seed, **grid)))
                 bar.update()
             rows.append(summarise(protocol, records))
     print(table(rows))
     if options.out:
-        network = {"classes": config.model.classes, "spacing_mm": config.spacing_mm, "steps": config.steps, "seed": config.seed}
+        network = {"classes": config.model.classes, "spacing_mm": config.spacing_mm, "step": int(state.step), "seed": config.seed}
         versions = {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES}
         about = {"device": run.processor(), "versions": versions, "date": datetime.date.today().isoformat()}
         run.save(options.out, about | {"command": " ".join(["python", *sys.argv]), "network": network, "rows": rows})
