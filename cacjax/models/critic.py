@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from cacjax.models.conv import Conv, uniform
+from cacjax.models.conv import Conv, sums, uniform
 
 PUBLISHED_CHANNELS = (128, 128, 256, 128, 64, 32, 1)
 
@@ -22,9 +22,9 @@ class BatchNorm(nn.Module):
     def __call__(self, x):
         scale = self.param("scale", nn.initializers.ones, x.shape[-1:])
         bias = self.param("bias", nn.initializers.zeros, x.shape[-1:])
-        parts = x.reshape(self.groups, -1, *x.shape[1:])
-        mean = parts.mean((1, 2, 3), keepdims=True)
-        variance = jnp.square(parts - mean).mean((1, 2, 3), keepdims=True)
+        parts = x.reshape(self.groups, -1, x.shape[-1])
+        mean = sums(parts) / parts.shape[1]
+        variance = sums(jnp.square(parts - mean)) / parts.shape[1]
         parts = (parts - mean) * lax.rsqrt(variance + self.eps) * scale + bias
         return parts.reshape(x.shape)
 

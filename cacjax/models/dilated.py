@@ -42,6 +42,15 @@ def _ones(dilations) -> int:
     return next((i for i, d in enumerate(reversed(dilations)) if d != 1), len(dilations))
 
 
+@jax.custom_vjp
+def elu(x):
+    """ELU whose gradient is taken from its output: one array less to keep, one exponential less to compute."""
+    return nn.elu(x)
+
+
+elu.defvjp(lambda x: (nn.elu(x),) * 2, lambda y, slope: (slope * jnp.where(y > 0, 1, y + 1),))
+
+
 class Subnet(nn.Module):
     """3x3 dilated convolutions and a 1x1, ELU after each: [b, h, w, slab] -> [b, h - 2m, w - 2m, width].
 
@@ -65,10 +74,10 @@ class Subnet(nn.Module):
             if middle and i == ends:
                 x = x.reshape(-1, side, side, self.width)
             how = {"stride": 2} if middle and i < ends else {"dilation": dilation}
-            x = nn.elu(Conv(self.width, he=self.he, name=f"Conv_{i}", **how)(x))
+            x = elu(Conv(self.width, he=self.he, name=f"Conv_{i}", **how)(x))
         if stop is not None:
             return x
-        return nn.elu(Conv(self.width, size=1, he=self.he, name=f"Conv_{len(self.dilations)}")(x))
+        return elu(Conv(self.width, size=1, he=self.he, name=f"Conv_{len(self.dilations)}")(x))
 
 
 def _phases(x, spacing: int, side: int):
@@ -88,7 +97,7 @@ class Classifier(nn.Module):
     @nn.compact
     def __call__(self, features, train: bool = False):
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        hidden = nn.elu(Conv(self.hidden, size=1, he=True)(drop(features)))
+        hidden = elu(Conv(self.hidden, size=1, he=True)(drop(features)))
         return Conv(self.classes, size=1, he=True)(drop(hidden))
 
 
