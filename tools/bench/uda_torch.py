@@ -203,8 +203,8 @@ def randomised(network):
 
 
 def arrays(network) -> dict:
-    """The state dict of a network as numpy arrays."""
-    return {key: value.detach().cpu().contiguous().numpy() for key, value in network.state_dict().items()}
+    """The state dict of a network as numpy arrays, which its training does not change."""
+    return {key: value.detach().cpu().contiguous().numpy().copy() for key, value in network.state_dict().items()}
 
 
 def _centre(maps):
