@@ -104,7 +104,7 @@ def test_whole_scans_say_what_single_patches_say(volume, small):
     points = np.argwhere(asked)
     crops = np.stack([sampling.cut_sample(scan, tuple(point), spec)["hu"] for point in points])
     single = jax.nn.softmax(model.apply(variables, patches.look(crops, FIELD)))[:, 1]
-    assert len(points) > patches.BLOCK and 5 < (single > 0.5).sum() < len(points) - 5
+    assert len(points) > patches.BLOCK["cpu"] and 5 < (single > 0.5).sum() < len(points) - 5
     np.testing.assert_allclose(found[tuple(points.T)], single, atol=1e-6)
     np.testing.assert_array_equal(found[tuple(points.T)] > 0.5, single > 0.5)
     assert (found[~asked] == patches.UNDECIDED).all()

@@ -7,6 +7,8 @@ ancestor: normalisation before it, one set of kernels for the three orientations
 import flax.linen as nn
 import jax.numpy as jnp
 
+from cacjax.models.dilated import elu
+
 PUBLISHED_WIDTHS = (24, 32, 48, 32)
 SIZES = (5, 3, 3, 1)  # of kernels; a pooling of 2 follows all but the last
 EPS = 1e-4  # of batch normalisation, as Lasagne's
@@ -30,7 +32,7 @@ class Undilated(nn.Module):
         for plane in range(3):
             x = patches[:, plane]
             for layer, kernel in enumerate(kernels[plane % sets]):
-                x = self._activated(nn.elu, kernel(x), train, f"norm_{plane}_{layer}")
+                x = self._activated(elu, kernel(x), train, f"norm_{plane}_{layer}")
                 x = pool(x) if layer < len(self.widths) - 1 else x
             maps.append(x.reshape(len(x), -1))
         hidden = nn.Dense(self.hidden, use_bias=False, kernel_init=nn.initializers.orthogonal())(drop(jnp.concatenate(maps, -1)))

@@ -44,8 +44,8 @@ def make(config) -> Task:
         return loss, (changed["batch_stats"], {"loss": loss, "accuracy": (logits.argmax(-1) == calcium).mean()})
 
     def predict_scan(state, hu, wanted=None):
-        """Classes of the first stage where the second sees calcium; P(CAC) is the product of both, the second's one half where it
-        was not asked: voxels that both take for coronary calcium then rank before all that the first did not call calcium."""
+        """Classes of the first stage where the second sees calcium. P(CAC) is the product of both stages', with one half where the
+        second was not asked: what the first calls background keeps its order, and stands behind what both are sure of."""
         before = {name.removeprefix(FIRST): net for name, net in state.nets.items() if name.startswith(FIRST)}
         found, net = first.predict(State(state.step, before), hu, wanted), state.nets["second"]
         variables = {"params": net.params, "batch_stats": net.stats}
