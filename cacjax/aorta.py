@@ -21,6 +21,7 @@ HALF_MM = 8.0  # of the box
 DEEP_MM = 3.0  # what is nearer to the wall does not count: partial volume, calcium of the wall, error of the segmentation
 LEAST_DEPTH_MM = 6.0  # half the width of what can be an ascending aorta: adults' are 20 mm wide or more
 ERODED_MM = 5.0
+MOST_SD = 5.0  # from the median, of what counts as blood
 LEAST_ML = 0.5
 # A quarter at most of the coronary calcium of the phantom's patients is brighter than this, at any tube voltage, by its density alone.
 BRIGHT_LUMEN_HU = 800.0
@@ -151,9 +152,12 @@ def _blood(image, structures):
 
 
 def _pool(values, spacing_mm, where, box):
+    values = values.astype(np.float64)
+    if values.size:  # fat and calcium within the outline are no blood, and would widen the SD (1.4826 median deviations are one)
+        off = np.abs(values - np.median(values))
+        values = values[off <= max(MOST_SD * 1.4826 * np.median(off), 1.0)]
     if values.size * np.prod(spacing_mm) < 1000 * LEAST_ML:
         return None
-    values = values.astype(np.float64)
     return Pool(float(values.mean()), float(values.std()), int(values.size), where, box)
 
 

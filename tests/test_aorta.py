@@ -94,6 +94,17 @@ def test_the_wall_does_not_count_and_the_scans_end_is_no_wall():
     assert high[0] == 40 and low[0] >= 32
 
 
+def test_fat_and_calcium_within_the_outline_do_not_count():
+    image, structures = tube()
+    plain = aorta.measure(image, heart_of(structures))
+    low, _ = plain.box
+    spots = image.hu.copy()
+    spots[low[0] : low[0] + 2, 38:41, 38:41], spots[low[0] + 3, 38:40, 38:40] = -80, 1200
+    pool = aorta.measure(image_of(spots), heart_of(structures))
+    assert (pool.mean_hu, pool.sd_hu) == pytest.approx((plain.mean_hu, plain.sd_hu), abs=0.2)
+    assert pool.n_voxels == plain.n_voxels - 22
+
+
 @pytest.mark.parametrize("structures", [np.zeros((40, 80, 80), np.uint8), tube(radius_mm=4.0)[1]], ids=["none", "too thin"])
 def test_no_aorta_is_refused(structures):
     with pytest.raises(scan.ScanError, match=r"no ascending aorta in view.*\[no_aorta\]"):

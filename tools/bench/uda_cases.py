@@ -24,7 +24,11 @@ from configs import uda as uda_config
 from tools import import_torch
 
 SAMPLES, SIDE, WINDOW = 16, 155, 25
-FLOPS = 2 * 3 * 822_000_000  # of one sample's three planes through the generator
+# Operations of one sample, counted as direct convolutions: three planes through the generator in full, or for the middle voxel alone
+# (`Dilated.features_at_centre`); a window through the critic. Gradients cost as much again for each side that they are taken of.
+FLOPS, CENTRE, CRITIC = 2 * 3 * 823_000_000, 2 * 3 * 316_000_000, 2 * 335_000_000
+CRITIC_UPDATE = 2 * SAMPLES * 3 * CRITIC
+GENERATOR_UPDATE = SAMPLES * (3 * FLOPS + 3 * CENTRE + 2 * CRITIC)
 
 
 def planes(rng, samples: int = SAMPLES, side: int = SIDE):
@@ -167,12 +171,19 @@ def cases(device: str):
         *works,
         inner,
         took,
+        flops=CRITIC_UPDATE,
     )
 
     step, took = compiled(ours.critic_step, critic, generator.params, *there[:2])
     works = [finish(functools.partial(system.critic_step, *x)) for system, x in zip((published, tuned), placed)]
     yield Case(
-        "critic update", "16 + 16 samples", lambda: jax.block_until_ready(step(critic, generator.params, *there[:2])), *works, step, took
+        "critic update",
+        "16 + 16 samples",
+        lambda: jax.block_until_ready(step(critic, generator.params, *there[:2])),
+        *works,
+        step,
+        took,
+        flops=2 * SAMPLES * FLOPS + CRITIC_UPDATE,
     )
 
     fresh = systems(device)
@@ -185,7 +196,13 @@ def cases(device: str):
     )
     works = [finish(functools.partial(system.generator_step, *x, classes)) for system, x in zip(fresh, placed)]
     yield Case(
-        "generator update", "16 + 16 samples", lambda: jax.block_until_ready(move(generator, critic.params, *there)), *works, move, took
+        "generator update",
+        "16 + 16 samples",
+        lambda: jax.block_until_ready(move(generator, critic.params, *there)),
+        *works,
+        move,
+        took,
+        flops=GENERATOR_UPDATE,
     )
 
     yield block(device, fresh, 4)
@@ -225,6 +242,7 @@ def block(device, systems, updates: int) -> Case:
         *works,
         program,
         took,
+        flops=updates * (2 * SAMPLES * FLOPS + CRITIC_UPDATE) + GENERATOR_UPDATE,
     )
 
 
@@ -263,4 +281,5 @@ def source_step(device) -> Case:
         stepper(True),
         program,
         took,
+        flops=3 * SAMPLES * FLOPS,
     )
