@@ -65,13 +65,16 @@ def put(readme, text) -> None:
 
 
 def plot(results, path) -> None:
-    """Bars of both ratios per row; left of the line at 1 PyTorch is faster."""
+    """Bars of both ratios per row from the line at 1; to its left PyTorch is faster."""
     rows = [row for result in results for row in result["rows"]]
     figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(rows) + 1.2), layout="constrained")
     for shift, other in ((-0.2, "published"), (0.2, "tuned")):
-        values = [row[f"ratio_{other}"] or 0 for row in rows]
-        axes.barh([i + shift for i in range(len(rows))], values, 0.38, label=f"PyTorch {other}")
+        beyond = [(row[f"ratio_{other}"] or 1) - 1 for row in rows]
+        axes.barh([i + shift for i in range(len(rows))], beyond, 0.38, left=1, label=f"PyTorch {other}")
     axes.axvline(1, color="black", linewidth=1)
+    axes.set_xscale("log")
+    axes.set_xticks([0.5, 1, 2, 5, 10, 20, 50], labels=["0.5", "1", "2", "5", "10", "20", "50"])
+    axes.minorticks_off()
     axes.set_yticks(range(len(rows)), [f"{row['work']}, {row['case']}" for row in rows])
     axes.invert_yaxis()
     axes.set_xlabel("PyTorch's time / cacjax's time")
