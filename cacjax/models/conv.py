@@ -44,9 +44,9 @@ class Conv(nn.Module):
         kernel_init = uniform(np.sqrt(6) * bound if self.he else bound)
         kernel = self.param("kernel", kernel_init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros if self.he else uniform(bound), (self.features,))
-        if jax.default_backend() == "cpu" and self.stride == 1:
-            return add(arranged(x, kernel, self.dilation), bias)
-        return add(convolution(x, kernel, self.dilation, stride=self.stride), bias)
+        plain = functools.partial(convolution, stride=self.stride)
+        form = arranged if jax.default_backend() == "cpu" and self.stride == 1 else plain
+        return add(form(x, kernel, self.dilation), bias)
 
 
 def convolution(x, kernel, dilation: int = 1, *, stride: int = 1, padding: int = 0):
