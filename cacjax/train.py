@@ -39,8 +39,8 @@ def train(config: ConfigDict, workdir) -> State:
     if config.get("source_workdir"):
         with config.unlocked():
             config.source = read_config(config.source_workdir)
+    task = build(config)  # a wrong setting is told before anything is written or trained
     keep_config(config, workdir)
-    task = build(config)  # a wrong setting is told before the source network is trained
     source = source_state(config, workdir)
     mesh = make_mesh(config)
     everywhere = NamedSharding(mesh, PartitionSpec())

@@ -4,6 +4,7 @@ import importlib
 import json
 import os
 import pathlib
+import re
 import signal
 
 import jax
@@ -114,3 +115,20 @@ def test_config_names_resolve_from_any_directory(monkeypatch, tmp_path):
     assert train.resolve(["x", "--config=uda.py"]) == ["x", f"--config={shipped}"]
     with pytest.raises(SystemExit, match=r"there are: heart\.py, lessmann\.py, second\.py, uda\.py"):
         train.resolve(["x", "--config=nothing.py"])
+
+
+WRONG = [
+    ("uda", "critic.statistics", "joit", "critic.statistics must be one of"),
+    ("uda", "source.task", "heart", "must be a run of lessmann.py, got one of heart.py"),
+    ("second", "source.task", "heart", "must be a run of lessmann.py or uda.py, got one of heart.py"),
+]
+
+
+@pytest.mark.parametrize(("name", "key", "value", "told"), WRONG)
+def test_a_wrong_setting_is_told_and_leaves_no_folder(name, key, value, told, tmp_path):
+    config = config_of(name)
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=re.escape(told)):
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

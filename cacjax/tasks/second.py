@@ -74,6 +74,8 @@ def network(config) -> Undilated:
 def _check(config):
     if config.model.norm not in NORMS:
         raise ValueError(f"model.norm must be one of {', '.join(NORMS)}, got {config.model.norm!r}")
+    if config.source.task not in ("lessmann", "uda"):
+        raise ValueError(f"the first stage must be a run of lessmann.py or uda.py, got one of {config.source.task}.py")
     for key in ("spacing_mm", "view"):
         if config[key] != config.source[key]:
             raise ValueError(f"{key} must be that of the first stage, {config.source[key]!r}, got {config[key]!r}")

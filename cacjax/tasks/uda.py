@@ -28,6 +28,8 @@ CONSTRAINTS = {
 
 def make(config) -> Task:
     """Build the task; every key that it reads is in configs/uda.py."""
+    if config.source.task != "lessmann":
+        raise ValueError(f"the source network must be a run of lessmann.py, got one of {config.source.task}.py")
     model = network(config)
     critic = Critic(tuple(config.critic.channels))
     groups = _chosen("critic.statistics", config.critic.statistics, GROUPS)
