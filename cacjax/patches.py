@@ -15,8 +15,8 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
-from cacjax import words
-from cacjax.planes import AIR_HU
+from cacjax import rectangles, words
+from cacjax.rectangles import AIR_HU
 
 BLOCK = {"cpu": 64}  # voxels at once; 1024 elsewhere
 STEP = 16  # blocks between two looks at the progress bar
@@ -34,13 +34,6 @@ class Field(NamedTuple):
     def margin(self) -> int:
         """Voxels to read on each side of the middle one."""
         return int(np.ceil(self.extent_mm / 2 / min(self.spacing_mm)))
-
-
-class _Asked(NamedTuple):
-    """Voxels as packed words in raster order (see `words.pack`), and how many of them end before or in each word."""
-
-    words: jax.Array
-    ends: jax.Array
 
 
 def look(crops, field: Field):
@@ -81,9 +74,9 @@ def probability(model, variables, hu, asked, field: Field):
     """
     everything = jnp.full(hu.shape, UNDECIDED, jnp.float32)
     if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, hu, asked))):
-        packed = _pack(asked)
+        packed = rectangles.pack(asked)
         return _advance(model, field, variables, hu, packed, 0, _count_blocks(packed), everything)
-    hu, packed = jnp.asarray(hu), _pack(jnp.asarray(asked))
+    hu, packed = jnp.asarray(hu), rectangles.pack(jnp.asarray(asked))
     total = int(_count_blocks(packed))
     with tqdm(total=total, unit="block", desc="second stage", disable=None, delay=5, leave=False) as progress:
         for first in range(0, total, STEP):
@@ -93,14 +86,8 @@ def probability(model, variables, hu, asked, field: Field):
     return everything
 
 
-@jax.jit
-def _pack(asked):
-    packed = words.pack(asked).ravel()
-    return _Asked(packed, words.running_sum(words.popcount(packed), most=words.WORD))
-
-
 def _count_blocks(packed):
-    return -(-packed.ends[-1] // _block())
+    return -(-packed.n // _block())
 
 
 def _block():
@@ -115,7 +102,7 @@ def _advance(model, field, variables, hu, packed, first, last, found):
         rank = number * _block() + jnp.arange(_block())
         z, y, x = _place(packed, rank, hu.shape)
         logits = model.apply(variables, look(crop(hu, z, y, x, field.margin), field))
-        z = jnp.where(rank < packed.ends[-1], z, hu.shape[0])  # of a last block that is not full
+        z = jnp.where(rank < packed.n, z, hu.shape[0])  # of a last block that is not full
         return found.at[z, y, x].set(jax.nn.softmax(logits)[:, 1], mode="drop")
 
     return lax.fori_loop(first, last, one, found)
@@ -123,8 +110,8 @@ def _advance(model, field, variables, hu, packed, first, last, found):
 
 def _place(packed, rank, shape):
     """Indices z, y, x of the voxels of some ranks in raster order."""
-    word = jnp.searchsorted(packed.ends, rank, side="right")
-    before = packed.ends[word] - words.popcount(packed.words[word])
-    row, column = jnp.divmod(word, -(-shape[2] // words.WORD))
+    flat, before = packed.words.ravel(), packed.before.ravel()
+    word = jnp.searchsorted(before, rank, side="right") - 1  # of words that begin alike only the last one has voxels
+    row, column = jnp.divmod(word, packed.words.shape[2])
     z, y = jnp.divmod(row, shape[1])
-    return z, y, column * words.WORD + words.select(packed.words[word], rank - before)
+    return z, y, column * words.WORD + words.select(flat[word], rank - before[word])
