@@ -27,10 +27,12 @@ def configure() -> None:
 
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks. XLA:CPU allocates its work memory anew at every step; giving it back to the kernel each time costs
-    a page fault per 4 KiB (a generator update on four 115x115 crops: 11,300 faults before, 2,400 after). One arena for all threads: those
-    of other threads cannot keep a block above 64 MiB (labelling 512x512x256: 2,530 faults and 12.1 ms before, 506 and 7.5 ms after)."""
+    a page fault per 4 KiB (a generator update on four 115x115 crops: 11,300 faults before, 2,400 after). Two arenas for all threads. Only
+    the first can keep a block above 64 MiB, and with many arenas the thread that runs programs gets another (labelling 512x512x256: 2,530
+    faults and 9.3 ms; with one or two 300 to 500 and 6 to 7.5 ms). Not one: what a compilation leaves in it makes every thread
+    wait for it (detection in the process that compiled it, a third of a scan's voxels: 7.5 s; with two 4.8, without a limit 4.2)."""
     with contextlib.suppress(AttributeError, OSError):  # another C library: nothing to set
         library = ctypes.CDLL(None)
         library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
         library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
-        library.mallopt(M_ARENA_MAX, 1)
+        library.mallopt(M_ARENA_MAX, 2)
