@@ -49,6 +49,11 @@ def critic_loss(source_values, target_values):
     return target_values.mean() - source_values.mean()
 
 
+def told_apart(source_values, target_values):
+    """Share of pairs of a source and a target sample that a critic orders rightly (the area under its ROC curve); confused: .5."""
+    return (jnp.sign(source_values[:, None] - target_values).mean() + 1) / 2
+
+
 def maximum_mean_discrepancy(source, target, *, kernels: int = 5, factor: float = 2.0):
     """Biased estimate with a sum of Gaussian kernels between rows [n, k] and [n, k]; the bandwidth follows the batch.
 

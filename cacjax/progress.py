@@ -155,10 +155,14 @@ def draw_curves(folder: pathlib.Path) -> None:
     names = [name for name in records[-1] if name not in ("step", "steps_per_s", "data_wait_pct")] if records else []
     if not names:
         return
-    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False, layout="constrained")
+    columns = min(3, len(names))
+    rows = -(-len(names) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
+    for axis in axes.flat[len(names) :]:
+        axis.set_axis_off()
     steps = np.array([r["step"] for r in records])
-    for axis, name in zip(axes[0], names):
-        values = np.array([r[name] for r in records])
+    for axis, name in zip(axes.flat, names):
+        values = np.array([r.get(name, np.nan) for r in records])
         width = max(1, len(values) // 50)
         mean = np.convolve(values, np.ones(width) / width, mode="valid")
         axis.plot(steps, values, alpha=0.25)

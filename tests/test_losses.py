@@ -58,3 +58,8 @@ def test_mmd_by_hand():
 
 def test_mmd_of_equal_rows_is_zero_not_nan():
     assert losses.maximum_mean_discrepancy(jnp.ones((4, 2)), jnp.ones((4, 2))) == 0
+
+
+@pytest.mark.parametrize(("source", "target", "share"), [([3, 2], [1, 0], 1), ([0, 1], [1, 0], 0.5), ([0, 0], [5], 0), ([2, 0], [1], 0.5)])
+def test_share_of_pairs_that_a_critic_orders_rightly(source, target, share):
+    assert losses.told_apart(jnp.array(source, jnp.float32), jnp.array(target, jnp.float32)) == share

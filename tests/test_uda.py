@@ -49,6 +49,7 @@ def test_critic_is_clipped_and_its_gap_is_reported(block):
     largest = max(float(np.abs(p).max()) for p in jax.tree.leaves(after.nets["critic"].params))
     assert largest <= config.critic.clip + 1e-7
     assert {"gap", "gap_fresh"} <= metrics.keys()
+    assert 0 <= metrics["told_apart"] <= 1 and metrics["mmd"] > -1e-6
 
 
 @pytest.mark.parametrize("constraint", ["spectral", "gradient_penalty"])

@@ -13,6 +13,7 @@ from jax import lax
 from cacjax import losses
 from cacjax.models import moments
 from cacjax.models.critic import Critic
+from cacjax.models.dilated import centre
 from cacjax.planes import normalise, predict
 from cacjax.task import Net, State, Task, clip, rmsprop, spectral, start, update
 from cacjax.tasks.lessmann import classification, network
@@ -83,11 +84,11 @@ def make(config) -> Task:
                 if penalised:
                     between = losses.gradient_penalty(lambda x: critic.apply(params, x, 0), *chosen, pick[2])
                     loss += config.critic.penalty_weight * between
-                return loss, s.mean() - t.mean()
+                return loss, {"gap": s.mean() - t.mean(), "told_apart": losses.told_apart(s, t)}
 
-            grads, gap = jax.grad(objective, has_aux=True)(net.params)
+            grads, metrics = jax.grad(objective, has_aux=True)(net.params)
             net = update(net, grads, critic_optimiser)
-            return net._replace(params=constrain(net.params, config.critic)), gap
+            return net._replace(params=constrain(net.params, config.critic)), metrics
 
         picks = (*picks, jax.random.split(jax.random.fold_in(key, 2), len(picks[0])))
         count = config.critic.updates
@@ -96,11 +97,12 @@ def make(config) -> Task:
             count = jnp.where(step < first, count, fewer)
 
         def body(i, carry):
-            net, gap = one(carry[0], jax.tree.map(lambda a: a[i], picks))
-            return net, gap, jnp.where(i == 0, gap, carry[2])
+            net, metrics = one(carry[0], jax.tree.map(lambda a: a[i], picks))
+            return net, metrics, jnp.where(i == 0, metrics["gap"], carry[2])
 
-        net, gap, fresh = lax.fori_loop(0, count, body, (net, jnp.float32(0), jnp.float32(0)))
-        return net, {"gap_fresh": fresh, "gap": gap}
+        before = {"gap": jnp.float32(0), "told_apart": jnp.float32(0)}
+        net, metrics, fresh = lax.fori_loop(0, count, body, (net, before, jnp.float32(0)))
+        return net, {"gap_fresh": fresh} | metrics
 
     def generator_update(net, critic_params, heads, batch, source_windows, affine):
         def objective(generator):
@@ -109,9 +111,10 @@ def make(config) -> Task:
             adversarial = -adversarial_value(critic_params, source_windows, cut_windows(target, config))
             classes = classification(model, join(generator, heads), labelled, batch["source"], config.supervision)
             total = config.adversarial_weight * adversarial + config.classification_weight * classes
+            apart = discrepancy(join(generator, heads), labelled, target)
             if config.mmd_weight:
-                total += config.mmd_weight * discrepancy(join(generator, heads), labelled, target)
-            return total, {"loss_generator": total, "loss_classification": classes}
+                total += config.mmd_weight * apart
+            return total, {"loss_generator": total, "loss_classification": classes, "mmd": apart}
 
         grads, metrics = jax.grad(objective, has_aux=True)(net.params)
         return update(net, grads, generator_optimiser), metrics
@@ -130,9 +133,8 @@ def make(config) -> Task:
 
     def discrepancy(params, source, target):
         """MMD between the class probabilities of the centre voxels of both domains."""
-        rows = [jax.nn.softmax(model.apply(params, f, method="classify")) for f in (source, target)]
-        middle = [r[:, r.shape[1] // 2, r.shape[2] // 2] for r in rows]
-        return losses.maximum_mean_discrepancy(*middle)
+        logits = (model.apply(params, centre(f), method="classify")[:, 0, 0] for f in (source, target))
+        return losses.maximum_mean_discrepancy(*map(jax.nn.softmax, logits))
 
     def for_target(generator, affine):
         return generator if affine is None else moments.fold(generator, affine)
