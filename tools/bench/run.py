@@ -1,6 +1,6 @@
 """Race cacjax against PyTorch and write the rows as JSON.
 
-    python tools/bench/run.py --system uda|detect|labelling|score|all --device cpu|gpu --out results.json [--rounds 5] [--only TEXT]
+    python tools/bench/run.py --system uda|detect|labelling|score|start|all --device cpu|gpu --out results.json [--rounds 5] [--only TEXT]
 
 Needs the extra `bench`. Both sides take turns in every round; compiling and warming up stand apart; figures are medians; the
 machine's ceiling is measured in the same rounds. A row is written as soon as it is there, and a second call with the same --out
@@ -19,7 +19,7 @@ import pathlib
 import platform
 import sys
 
-SYSTEMS = ("uda", "detect", "labelling", "score")
+SYSTEMS = ("uda", "detect", "labelling", "score", "start")
 PACKAGES = ("jax", "jaxlib", "flax", "torch", "numpy")
 sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[2]), str(pathlib.Path(__file__).parent)]
 
@@ -41,8 +41,9 @@ def processor() -> str:
 
 def show(row) -> None:
     """One line of a row."""
-    ratios = [f"{row[f'ratio_{other}']:.2f}x {other}" for other in ("published", "tuned") if row.get(f"ratio_{other}")]
-    print(f"{row['work']} ({row['case']}): {row['ours_s']:.4g} s, {', '.join(ratios)}", flush=True)
+    figures = [f"{row['ours_s']:.4g} s"]
+    figures += [f"{row[f'ratio_{other}']:.2f}x {other}" for other in ("published", "tuned") if row.get(f"ratio_{other}")]
+    print(f"{row['work']} ({row['case']}): {', '.join(figures)}", flush=True)
 
 
 def main() -> None:
