@@ -42,15 +42,17 @@ names = [jax.tree_util.keystr(path) for path, _ in named]
 idle = [".params" in n and "'critic'" in n and "Conv" in n and "bias" in n for n in names]
 differences = [float(np.abs(x - y).max()) for (_, x), y in zip(named, jax.tree.leaves(b.nets))]
 worst = max((d, n) for d, n, i in zip(differences, names, idle) if not i)
-assert worst[0] < 1e-5, worst
+assert worst[0] < {limit}, worst
 assert max([d for d, i in zip(differences, idle) if i], default=0) < 1e-3
 """
 
 
-@pytest.mark.parametrize("config", ["lessmann", "uda"])
-def test_eight_devices_equal_one(config):
+# The second stage takes the largest of four pixels: where two are almost equal, rounding decides which of them a gradient goes to. With
+# statistics of each device's own samples it would differ by more than .1.
+@pytest.mark.parametrize(("config", "limit"), [("lessmann", 1e-5), ("uda", 1e-5), ("second", 5e-3)])
+def test_eight_devices_equal_one(config, limit):
     tests = pathlib.Path(__file__).parent
-    program = PROGRAM.format(tests=str(tests), root=str(tests.parent), config=config)
+    program = PROGRAM.format(tests=str(tests), root=str(tests.parent), config=config, limit=limit)
     flags = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-c", program], env=os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True
