@@ -53,7 +53,7 @@ def train(config: ConfigDict, workdir) -> State:
         out_shardings=(everywhere, everywhere),
         donate_argnums=0,
     )
-    with checkpoints(workdir) as manager, Interrupt() as interrupt:
+    with checkpoints(workdir) as manager:
         if (last := manager.latest_step()) is None:
             last = 0
             init = functools.partial(task.init, batch=example_batch(config))
@@ -63,7 +63,8 @@ def train(config: ConfigDict, workdir) -> State:
         if last >= config.steps:
             return state
         batches = make_batches(config, last, records_of(config, source, workdir))
-        with Progress(workdir, name=config.task, start=last, stop=config.steps, every=config.log_every) as progress:
+        shown = Progress(workdir, name=config.task, start=last, stop=config.steps, every=config.log_every)
+        with Interrupt() as interrupt, shown as progress:
             for step in range(last + 1, config.steps + 1):
                 batch = place(progress.waiting(batches), shardings)
                 state, metrics = step_fn(state, batch)
@@ -74,6 +75,7 @@ def train(config: ConfigDict, workdir) -> State:
                 if interrupt.asked:
                     manager.wait_until_finished()
                     raise KeyboardInterrupt(f"stopped after step {step}; the same command continues from there")
+            manager.wait_until_finished()
     return state
 
 
