@@ -205,16 +205,16 @@ def cases(device: str):
         flops=GENERATOR_UPDATE,
     )
 
-    yield block(device, fresh, 4)
+    yield block(device, fresh)
     yield source_step(device)
 
 
-def block(device, systems, updates: int) -> Case:
-    """The product's own train step: `updates` critic updates and one generator update, on its own crops each."""
+def block(device, systems) -> Case:
+    """The product's own train step: the published critic updates and one generator update, on its own crops each."""
     config = uda_config.get_config()
     with config.unlocked():
-        config.pretrain_blocks, config.critic.updates = 0, updates
-        config.streams.pool_source.count = config.streams.pool_target.count = (updates, SAMPLES)
+        config.pretrain_blocks = 0
+    updates = config.critic.updates
     rng = np.random.default_rng(1)
     pools = [np.stack([planes(rng)[0] for _ in range(updates)]) for _ in range(2)]
     source, target, labels = planes(rng)
@@ -237,7 +237,7 @@ def block(device, systems, updates: int) -> Case:
         works.append(finish(functools.partial(theirs, system, pairs, [system.place(x) for x in (source, target)])))
     return Case(
         "UDA block",
-        f"{updates} + 1 updates",
+        f"{updates} + 1 updates, a tenth of 200 + 10",
         lambda: jax.block_until_ready(program(state, batch, jax.random.key(2))),
         *works,
         program,
