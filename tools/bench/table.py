@@ -66,7 +66,7 @@ def put(readme, text) -> None:
 
 def plot(results, path) -> None:
     """Bars of both ratios per row from the line at 1; to its left PyTorch is faster."""
-    rows = [row for result in results for row in result["rows"]]
+    rows = [row for result in results for row in result["rows"] if row["ratio_published"] or row["ratio_tuned"]]
     figure, axes = pyplot.subplots(figsize=(8, 0.5 * len(rows) + 1.2), layout="constrained")
     for shift, other in ((-0.2, "published"), (0.2, "tuned")):
         beyond = [(row[f"ratio_{other}"] or 1) - 1 for row in rows]
