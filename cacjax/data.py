@@ -147,10 +147,7 @@ def make_loader(
     """
     _check(sources, streams, process_index, process_count)
     cache = sampling.ScanCache(sources, cache_scans or _cache_size(sources, streams))
-    parts = [
-        _stream(name, spec, count, cache, seed=seed, shard=(process_index, process_count))
-        for name, (spec, count) in streams.items()
-    ]
+    parts = [_stream(name, spec, count, cache, seed=seed, shard=(process_index, process_count)) for name, (spec, count) in streams.items()]
     steps = grain.experimental.ZipMapDataset(parts)[step:]
     threads = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch if num_threads else 0)
     dataset = steps.to_iter_dataset(threads)

@@ -45,9 +45,7 @@ def read(path):
     with open(found, newline="", encoding="utf-8-sig") as file:
         table = csv.DictReader(file)
         if "scan" not in (table.fieldnames or ()):
-            raise ManifestError(
-                f"{found}: expected a column named scan, got {', '.join(table.fieldnames or ()) or 'an empty file'}"
-            )
+            raise ManifestError(f"{found}: expected a column named scan, got {', '.join(table.fieldnames or ()) or 'an empty file'}")
         lines = [(table.line_num, cells) for cells in table]
     rows = [_row(cells, found, number) for number, cells in lines]
     return [row._replace(name=name) for row, name in zip(rows, names([row.cells["scan"] for row in rows]))]

@@ -61,9 +61,7 @@ class Progress:
             self._board = tensorboardX.SummaryWriter(str(self._folder), purge_step=self._start + 1)
         terminal = sys.stderr.isatty()
         bar = "{desc} {percentage:3.0f}%|{bar}| {n}/{total} [{elapsed}<{remaining}, {rate_fmt}] {postfix}"
-        self._bar = tqdm.tqdm(
-            total=self._stop, initial=self._start, desc=self._name, unit="step", bar_format=bar, disable=not terminal
-        )
+        self._bar = tqdm.tqdm(total=self._stop, initial=self._start, desc=self._name, unit="step", bar_format=bar, disable=not terminal)
         self._quiet, self._began = not terminal, time.perf_counter()
         return self
 

@@ -117,9 +117,7 @@ def spiral(size):
     mask[0, 0] = True
     for _ in range(size * size):
         ahead = (y + 2 * dy, x + 2 * dx)
-        if not (0 <= y + dy < size and 0 <= x + dx < size) or (
-            0 <= ahead[0] < size and 0 <= ahead[1] < size and mask[ahead]
-        ):
+        if not (0 <= y + dy < size and 0 <= x + dx < size) or (0 <= ahead[0] < size and 0 <= ahead[1] < size and mask[ahead]):
             dy, dx = dx, -dy
         if mask[min(max(y + dy, 0), size - 1), min(max(x + dx, 0), size - 1)]:
             break

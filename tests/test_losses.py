@@ -29,9 +29,7 @@ def test_double_softmax_is_bounded():
 
 
 def test_candidate_weights():
-    weights = losses.candidate_weights(
-        jnp.array([0, 2, 0]), jnp.array([-50.0, -50.0, 107.0]), calcium=4.0, bright=1.0, rest=0.1
-    )
+    weights = losses.candidate_weights(jnp.array([0, 2, 0]), jnp.array([-50.0, -50.0, 107.0]), calcium=4.0, bright=1.0, rest=0.1)
     np.testing.assert_allclose(weights, [0.1, 4.0, 1.0])
 
 

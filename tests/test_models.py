@@ -76,8 +76,7 @@ def test_the_middle_alone_is_the_middle_of_all(dilations, start):
         return jnp.square(centre(maps)).sum(), centre(maps)
 
     (ours, slope), (whole, expected) = (
-        (value[1], grad)
-        for value, grad in (compute(params, method) for method in ("features_at_centre", "features"))
+        (value[1], grad) for value, grad in (compute(params, method) for method in ("features_at_centre", "features"))
     )
     np.testing.assert_allclose(ours, whole, rtol=1e-5, atol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), slope, expected)

@@ -61,7 +61,4 @@ def classification(model, params, features, batch, supervision, key=None):
     m = (batch["hu"].shape[2] - n) // 2
     hu = batch["hu"][:, 0, m : m + n, m : m + n, slab // 2]
     weights = losses.candidate_weights(batch["label"][:, 0], hu, **supervision.weights)
-    return losses.cross_entropy(
-        logits, batch["label"][:, 0], weights=weights, double_softmax=supervision.double_softmax_main
-    )
-
+    return losses.cross_entropy(logits, batch["label"][:, 0], weights=weights, double_softmax=supervision.double_softmax_main)
