@@ -73,9 +73,10 @@ def train(config: ConfigDict, workdir) -> State:
                     progress.flush()  # raises when a metric is not finite, before anything is saved
                     manager.save(step, args=ocp.args.StandardSave(state))
                 if interrupt.asked:
-                    manager.wait_until_finished()
-                    raise KeyboardInterrupt(f"stopped after step {step}; the same command continues from there")
+                    break
             manager.wait_until_finished()
+        if interrupt.asked:
+            raise KeyboardInterrupt(f"stopped after step {step}; the same command continues from there")
     return state
 
 

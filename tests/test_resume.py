@@ -60,6 +60,14 @@ def test_interrupt_saves_and_the_same_command_continues(records, tmp_path, monke
     assert_equal(unbroken, train.train(config, tmp_path / "broken"))
 
 
+def test_an_interrupt_before_the_first_step_stops_at_once(records, tmp_path, monkeypatch):
+    """What comes before the steps may take minutes (a second stage's detection) and has nothing to save."""
+    monkeypatch.setattr(train, "records_of", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(KeyboardInterrupt) as stop:
+        train.train(config_of("lessmann", steps=4), tmp_path)
+    assert "after step" not in str(stop.value) and not (tmp_path / "metrics.jsonl").exists()
+
+
 def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(records, tmp_path, monkeypatch):
     real = train.place
 

@@ -16,11 +16,11 @@ import numpy as np
 import torch
 import uda_torch
 from race import Case
+from score_cases import SEED, SHAPE
 
 from configs import uda as uda_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
-SHAPE, SEED = (200, 512, 512), 900_011
 
 
 def cases(device: str, shape=SHAPE):
