@@ -22,6 +22,8 @@ from configs import lessmann
 def get_config(variant: str = "") -> ConfigDict:
     """Return the published settings; `variant` is "" or words with commas between: those of lessmann.py, view, code."""
     words = set(filter(None, variant.split(",")))
+    if words - {"tiny", "tone", "three", "view", "code"}:
+        raise ValueError(f"unknown variant {variant!r}: expected words among tiny, tone, three, view, code with commas between")
     source = lessmann.get_config(",".join(words - {"view", "code"}))
     config = ConfigDict({"task": "uda", "seed": 0})
     config.spacing_mm = source.spacing_mm

@@ -173,3 +173,10 @@ def test_command_without_a_task_says_what_it_needs(capsys):
     with pytest.raises(SystemExit):
         main([])
     assert "give --out DIR, --check or --figure" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("wrong", [["--shape", "0", "10", "10"], ["--spacing", "1", "0", "1"], ["--n", "0"]])
+def test_a_grid_or_number_that_cannot_be_is_told(wrong, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--out", str(tmp_path / "scans"), *wrong])
+    assert wrong[0] in capsys.readouterr().err and not (tmp_path / "scans").exists()

@@ -158,3 +158,8 @@ def test_split_and_join_are_inverse(block):
     generator, heads = uda.split(whole)
     assert set(generator) == {"subnets_0", "subnets_1", "subnets_2"}
     assert uda.join(generator, heads).keys() == whole.keys()
+
+
+def test_an_unknown_word_of_a_variant_is_told_with_all_that_there_are():
+    with pytest.raises(ValueError, match="'tinny'.*tiny, tone, three, view, code"):
+        uda_config.get_config("tinny")

@@ -33,6 +33,8 @@ def main(arguments=None) -> int:
         p.error("nothing to do: give --out DIR, --check or --figure FILE.png")
     if options.n < 1 or options.workers < 0:
         p.error(f"--n must be at least 1 and --workers at least 0, got {options.n} and {options.workers}")
+    if min(options.shape or (1,)) < 1 or min(options.spacing or (1,)) <= 0:
+        p.error(f"--shape and --spacing must be above 0, got {options.shape} and {options.spacing}")
     if options.figure:
         _draw_figure(options)
     if options.check:
