@@ -161,5 +161,5 @@ def test_split_and_join_are_inverse(block):
 
 
 def test_an_unknown_word_of_a_variant_is_told_with_all_that_there_are():
-    with pytest.raises(ValueError, match="'tinny'.*tiny, tone, three, view, code"):
+    with pytest.raises(ValueError, match=r"'tinny'.*tiny, tone, three, view, code"):
         uda_config.get_config("tinny")
