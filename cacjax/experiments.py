@@ -17,11 +17,11 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
 
 import numpy as np
 
 from cacjax import report
+from cacjax.arms import EXPERIMENTS, SIZES, distinct
 
 TEST_SEED = 900_000  # far from the patients of the training cohorts
 BOOTSTRAPS = 2000
@@ -30,131 +30,18 @@ MEASURES = ("sensitivity", "fp_mm3", "f1", "sensitivity_pooled", "f1_pooled", "a
 SHOWN = ("network", "scans", "FP red.", "sensitivity", "FP mm³", "F1", "pooled F1", "AP")
 
 
-class Network(NamedTuple):
-    """A training: a file of configs/ with its words, what is set in it, and the name of the source network that it adapts.
-
-    Without a config nothing is trained: the source network itself, which sees scans in another `view` (see cacjax.view).
-    """
-
-    config: str = ""
-    words: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
-    source: str = ""
-    view: str = ""
-
-
-class Column(NamedTuple):
-    """One column of a table: a network on held-out scans of a protocol, with or without reduction of false positives.
-
-    published: sensitivity, FP volume in mm3 and F1, averaged over all scans, or None where the paper has no such column.
-    """
-
-    title: str
-    network: str
-    protocol: str
-    reduced: bool
-    published: tuple[float, float, float] | None = None
-
-
-class Experiment(NamedTuple):
-    """Networks by name and the columns made of them."""
-
-    networks: dict[str, Network]
-    columns: tuple[Column, ...]
-
-
-class Size(NamedTuple):
-    """How large: the word of the configs, the grid of the held-out scans (voxels; mm), and how many of them per protocol."""
-
-    words: tuple[str, ...]
-    shape: tuple[int, int, int]
-    scans: int = 40
-    spacing_mm: tuple[float, float, float] = (1.5, 0.66, 0.66)
-
-
-SIZES = {
-    "tiny": Size(("tiny",), (80, 208, 208), scans=20),
-    "small": Size(("tiny",), (80, 208, 208)),
-    "published": Size((), (96, 256, 256)),
-}
-
-QUICK = {
-    "source": Network("lessmann.py"),
-    "adapted": Network("uda.py", source="source"),
-    "source_tone": Network("lessmann.py", ("tone",)),
-    "adapted_tone": Network("uda.py", source="source_tone"),
-}
-# A clipped critic's values differ by 1 between the domains, these by tens and hundreds: weighted to speak about as loud.
-PENALISED = ("critic.statistics=none", "critic.constraint=gradient_penalty", "adversarial_weight=0.02")
-SPECTRAL = ("critic.statistics=none", "critic.constraint=spectral", "adversarial_weight=0.002")
-WIDER = {
-    "adversarial_only": Network("uda.py", settings=("classification_weight=0.0",), source="source"),
-    "classification_only": Network("uda.py", settings=("adversarial_weight=0.0",), source="source"),
-    "critic_by_domain": Network("uda.py", settings=("critic.statistics=domain", "generator.statistics=shared"), source="source"),
-    "critic_joint": Network("uda.py", settings=("critic.statistics=joint", "generator.statistics=shared"), source="source"),
-    "both_by_domain": Network("uda.py", settings=("critic.statistics=domain", "generator.statistics=domain"), source="source"),
-    "gradient_penalty": Network("uda.py", settings=PENALISED, source="source"),
-    "spectral": Network("uda.py", settings=SPECTRAL, source="source"),
-    "source_view": Network(source="source", view="contrast_removed"),
-    "adapted_view": Network("uda.py", ("view",), source="source"),
-    "source_3": Network("lessmann.py", ("three",)),
-    "adapted_3": Network("uda.py", ("three",), source="source_3"),
-    "source_chest": Network("lessmann.py", settings=("data.splits.source_train.protocol=chest",)),
-    "adapted_chest": Network("uda.py", settings=("data.splits.source_train.protocol=chest",), source="source_chest"),
-}
-
-
-def both(title, network, published=(None, None)):
-    """The two CCTA columns of a network: without and with reduction of false positives."""
-    return tuple(Column(title, network, "ccta", reduced, published[reduced]) for reduced in (False, True))
-
-
-EXPERIMENTS = {
-    "uda-quick": Experiment(
-        QUICK,
-        both("source network", "source")
-        + both("adapted", "adapted")
-        + both("source network, tone curves", "source_tone")
-        + both("adapted, tone curves", "adapted_tone"),
-    ),
-    "uda-table2": Experiment(
-        QUICK | WIDER,
-        (
-            Column("source network", "source", "cardiac", False, (0.89, 73.6, 0.66)),
-            *both("source network", "source", ((0.41, 132.0, 0.16), None)),
-            *both("adapted", "adapted", ((0.78, 64.5, 0.41), (0.80, 19.8, 0.66))),
-            *both("adapted without L_cls", "adversarial_only", ((0.68, 25.8, 0.49), None)),
-            *both("adapted without L_adv", "classification_only"),
-            *both("critic by domain, generator shared", "critic_by_domain"),  # at published size this is "adapted"
-            *both("critic joint, generator shared", "critic_joint"),
-            *both("critic and generator by domain", "both_by_domain"),
-            *both("critic with gradient penalty", "gradient_penalty"),
-            *both("critic with spectral norm", "spectral"),
-            *both("source network, contrast removed", "source_view"),
-            *both("adapted, contrast removed", "adapted_view"),
-            *both("source network, tone curves", "source_tone"),
-            *both("adapted, tone curves", "adapted_tone"),
-            *both("source network, three orientations", "source_3"),
-            *both("adapted, three orientations", "adapted_3"),
-            *both("source network from chest CT", "source_chest"),
-            *both("adapted, source chest CT", "adapted_chest"),
-        ),
-    ),
-}
-
-
 def main(argv=None) -> None:
     """Run the experiment that the command line names."""
     options = parse(argv)
-    experiment, size, out = EXPERIMENTS[options.experiment], SIZES[options.size], pathlib.Path(options.out)
+    size, out = SIZES[options.size], pathlib.Path(options.out)
+    experiment = distinct(EXPERIMENTS[options.experiment], size)
     began, results = time.perf_counter(), []
     for seed in range(options.seed, options.seed + options.seeds):
         folder = out / f"seed{seed}"
         train(experiment.networks, size, folder, seed)
         for protocol in sorted({column.protocol for column in experiment.columns}):
-            networks = dict.fromkeys(column.network for column in experiment.columns if column.protocol == protocol)
-            named = {name: experiment.networks[name] for name in networks}
-            test(named, protocol, size, out / "test" / protocol, folder, options.scans)
+            columns = [column for column in experiment.columns if column.protocol == protocol]
+            test(experiment.networks, columns, size, out / "test" / protocol, folder, options.scans)
         results.append({"seed": seed, "columns": [measure(column, folder) for column in experiment.columns]})
     rows = [summarise(column, [r["columns"][i] for r in results]) for i, column in enumerate(experiment.columns)]
     write(rows, results, options, out)
@@ -196,19 +83,23 @@ def training(network, size, root, name, seed) -> list[str]:
     return ["cacjax.train", "--config", config, "--workdir", str(root / name), *(f"--config.{setting}" for setting in settings)]
 
 
-def test(networks, protocol, size, scans_folder, folder, scans) -> None:
-    """Make the held-out scans of a protocol, score them with every network, compare with the truth."""
+def test(networks, columns, size, scans_folder, folder, scans) -> None:
+    """Make the held-out scans of a protocol, score them for its columns, compare with the truth."""
+    protocol = columns[0].protocol
+    wanted = {column.network: networks[column.network] for column in columns}
     if not (scans_folder / "manifest.csv").exists():
         grid = ["--shape", *map(str, size.shape), "--spacing", *map(str, size.spacing_mm), "--workers", "2"]
         made = ["--out", str(scans_folder), "--protocol", protocol, "--n", str(scans), "--seed", str(TEST_SEED)]
         run(f"make held-out scans: {protocol}", [["cacjax.phantom", *made, *grid]], None)
-    found = {name: folder / "scores" / protocol / name for name in networks}
+    found = {name: folder / "scores" / protocol / name for name in wanted}
+    unreduced = {column.network for column in columns if not column.reduced}
     # The phantom's heart is all that the pericardium holds, arteries included: dilated as chambers have to be, it would reach ribs.
     score = ["cacjax.score", str(scans_folder), "--save-probability", "--resume", "--heart-dilation-mm", "0"]
     commands = [
         [*score, "--workdir", str(folder / "networks" / (name if network.config else network.source)), "--out", str(found[name])]
+        + ["--classify", "all" if name in unreduced else "threshold"]
         + (["--view", network.view] if network.view else [])
-        for name, network in networks.items()
+        for name, network in wanted.items()
     ]
     run(f"score {protocol} scans", commands, folder / "side_by_side.log")
     arms = [f"{name}={path}" for name, path in found.items()]

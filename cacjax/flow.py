@@ -69,7 +69,7 @@ def score(
     mass_factor=None,
     fp_reduction="paper",
     heart_dilation_mm=HEART_DILATION_MM,
-    all_detected=True,
+    classify="all",
     aorta_roi=None,
     aorta_hu=None,
     view=None,
@@ -82,13 +82,13 @@ def score(
     in its box, and reduction of false positives drops what lies outside of it, dilated by heart_dilation_mm. threshold_hu: scan
     threshold, e.g. aortic mean + 3 SD of a CCTA; "auto" measures this with the heart network; not given: that of the rule.
     aorta_roi: a file with what was measured (see `aorta.read_roi`), which goes before threshold_hu. rule: name of a scoring rule.
-    mass_factor: mg per cm³ and HU; without it there is no mass. fp_reduction: "paper", "authors_code", "none". all_detected: classify
-    every candidate; if not, only those that can end in the mask: the same mask several times faster, but nothing is known of what was
-    detected before reduction. aorta_hu: mean of the ascending aorta; not given: as measured for the threshold. view: how the
-    detector sees the scan, a name of `cacjax.view.NAMES`; not given: that of its config. Raises ScanError for a scan, masks or a
-    threshold that cannot be used, ValueError for options that do not exist.
+    mass_factor: mg per cm³ and HU; without it there is no mass. fp_reduction: "paper", "authors_code", "none". classify: "all"
+    voxels from 130 HU up, those from the scan "threshold" up, or those that can end in the "mask": the same mask ever faster, but
+    then nothing is known of what was detected before reduction. aorta_hu: mean of the ascending aorta; not given: as measured for
+    the threshold. view: how the detector sees the scan, a name of `cacjax.view.NAMES`; not given: that of its config. Raises
+    ScanError for a scan, masks or a threshold that cannot be used, ValueError for options that do not exist.
     """
-    _check_options(rule, fp_reduction, detector, regions, view)
+    _check_options(rule, fp_reduction, classify, detector, regions, view)
     aorta.check(threshold_hu, heart, aorta_roi)
     clock = Clock()
     image = path_or_scan if isinstance(path_or_scan, scan.Scan) else scan.read(path_or_scan)
@@ -110,7 +110,7 @@ def score(
     if regions is not None:
         found = score_regions(image, regions, threshold, clock, **options)
     else:
-        reduction = {"mode": fp_reduction, "dilation_mm": float(heart_dilation_mm), "all_detected": bool(all_detected)}
+        reduction = {"mode": fp_reduction, "dilation_mm": float(heart_dilation_mm), "classify": classify}
         look = summary.describe_view(view or detector[0].view, threshold.get("mean_hu") if aorta_hu is None else aorta_hu)
         notes += look.pop("notes")
         found = detect_and_score(image, heart, threshold, detector, clock, reduction=reduction, look=look, **options)
@@ -130,7 +130,9 @@ def score(
     return found._replace(record=record, structures=heart and heart.structures)
 
 
-def _check_options(rule, fp_reduction, detector, regions, view):
+def _check_options(rule, fp_reduction, classify, detector, regions, view):
+    if classify not in pipeline.CLASSIFY:
+        raise ValueError(f"classify must be one of {', '.join(pipeline.CLASSIFY)}, got {classify!r}")
     if view is not None and view not in VIEWS:
         raise ValueError(f"view must be one of {', '.join(VIEWS)}, got {view!r}")
     if fp_reduction not in FP_REDUCTION:
@@ -202,7 +204,7 @@ def detect_and_score(image, heart, threshold, detector, clock, *, reduction, loo
         "network_spacing_mm": list(config.spacing_mm),
         "view": look,
     }
-    arrays = found.mask, found.detected if reduction["all_detected"] else None, found.probability
+    arrays = found.mask, found.detected if reduction["classify"] == "all" else None, found.probability
     back = [None if each is None else scan.restore(_cut(each, turned.hu.shape), image) for each in arrays]
     clock.lap("fetch")
     return Result(image, *back, heart and heart.mask, summary.make_rows(totals, int(tables.category)), record)
@@ -219,13 +221,13 @@ def make_case(hu, heart, spacing_mm, threshold_hu, numbers, config, rule, reduct
     if heart is not None:
         rows, reach = spatial.ball(reduction["dilation_mm"], spacing_mm, pipeline.padded(hu.shape), step=pipeline.BALL_STEP)
         padded_heart = pipeline.pad(heart, fill=False)
-    least_hu = min(NON_CONTRAST_HU, threshold_hu) if reduction["all_detected"] else threshold_hu
+    least_hu = min(NON_CONTRAST_HU, threshold_hu) if reduction["classify"] == "all" else threshold_hu
     limits = np.float32(least_hu), np.float32(threshold_hu)
     aorta_hu = np.float32(np.nan if look["aorta_hu"] is None else look["aorta_hu"])
     case = pipeline.Case(pipeline.pad(hu, fill=pipeline.NO_HU), padded_heart, rows, grids, *limits, aorta_hu, numbers)
     kind = rule.connectivity, rule.peak, rule.whole_lesions
     slab = () if look["name"] == "none" else slab_weights(network_mm[0])
-    return case, pipeline.How(network, reach, reduction["mode"], reduction["all_detected"], *kind, slab=slab)
+    return case, pipeline.How(network, reach, reduction["mode"], reduction["classify"], *kind, slab=slab)
 
 
 def compute(predict, case, how):

@@ -21,6 +21,7 @@ SIDES = (32, 64, 64)  # sides of scans are rounded up to multiples of these
 BALL_STEP = 4
 NO_HU = -32768.0  # of what a scan is padded with: below every threshold
 N_CLASSES = len(scores.CLASSES) - 1
+CLASSIFY = ("all", "threshold", "mask")  # voxels >= Case.least_hu, those >= Case.threshold_hu, those that can end in the mask
 
 
 class Grids(NamedTuple):
@@ -54,13 +55,13 @@ class Case(NamedTuple):
 
 class How(NamedTuple):
     """What makes another program. network: padded shape of the network's grid. reach: of the ball. reduction: "paper",
-    "authors_code", "none". all_detected: classify every candidate, not only those that can end in the mask. capacity: lesions
-    per class; buckets: see `scores.count`; slab: weights of the contrast-removing view, () for none. The rest is of the rule."""
+    "authors_code", "none". classify: one of CLASSIFY. capacity: lesions per class; buckets: see `scores.count`; slab: weights of
+    the contrast-removing view, () for none. The rest is of the rule."""
 
     network: tuple
     reach: tuple
     reduction: str
-    all_detected: bool
+    classify: str
     connectivity: int
     peak: str
     whole_lesions: bool
@@ -170,8 +171,10 @@ def _prepare(case, how):
 
 def _can_count(case, how, around):
     """Voxels of the scan whose class is asked for."""
-    if how.all_detected or how.reduction == "none":
-        return case.hu >= (case.least_hu if how.all_detected else case.threshold_hu)
+    if how.classify == "all":
+        return case.hu >= case.least_hu
+    if how.classify == "threshold" or how.reduction == "none":
+        return case.hu >= case.threshold_hu
     # Only voxels of lesions that the reduction keeps whatever their class. The authors' code counts votes before it cuts.
     steps = lesions.STEPS if how.reduction == "paper" else ("threshold", "grow", "size")
     everything = (case.hu >= case.threshold_hu).astype(jnp.uint8)

@@ -19,7 +19,7 @@ import jax
 from tqdm import tqdm
 
 import cacjax
-from cacjax import aorta, flow, report, rules, scan, view
+from cacjax import aorta, flow, pipeline, report, rules, scan, view
 from cacjax.jobs import gather
 
 OUTPUTS = (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")
@@ -71,8 +71,14 @@ def parse(argv):
     add("--fp-reduction", choices=flow.FP_REDUCTION, default="paper", help="how false positives are reduced (default: paper)")
     add("--rule", choices=tuple(rules.RULES), default="default", help="scoring rule")
     add("--mass-factor", type=float, help="calcium calibration in mg per cm³ and HU; without it no mass is given")
-    add("--mask-only", action="store_true", help="classify only what can end in the mask: same scores, faster, no _detected file")
-    add("--save-probability", action="store_true", help="also write the probability of coronary calcium of every candidate voxel")
+    add(
+        "--classify",
+        choices=pipeline.CLASSIFY,
+        default="all",
+        help="all voxels from 130 HU up, those from the scan threshold up, or those that can end in the mask: the same scores ever "
+        "faster; only %(default)s gives a _detected file",
+    )
+    add("--save-probability", action="store_true", help="also write the probability of coronary calcium of every voxel classified")
     add("--resume", action="store_true", help="keep scans that an earlier run finished with the same settings")
     options = parser.parse_args(argv)
     if not options.regions and not options.workdir:
@@ -174,7 +180,7 @@ def _score_and_write(job, out, options, detector, segmenter):
         mass_factor=options.mass_factor,
         fp_reduction=options.fp_reduction,
         heart_dilation_mm=options.heart_dilation_mm,
-        all_detected=not options.mask_only,
+        classify=options.classify,
         aorta_hu=job.aorta_hu,
         view=options.view,
     )
@@ -196,7 +202,7 @@ def refusal(job, code, message):
 
 def settings(job, options):
     """All that decides a result, as plain values: --resume keeps a record only while these are equal."""
-    keys = ("regions", "rule", "mass_factor", "fp_reduction", "mask_only", "save_probability", "workdir", "view")
+    keys = ("regions", "rule", "mass_factor", "fp_reduction", "classify", "save_probability", "workdir", "view")
     chosen = {key: getattr(options, key) for key in keys}
     chosen |= {
         "heart": job.heart and str(job.heart),

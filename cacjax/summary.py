@@ -32,7 +32,7 @@ def lesions_by_class(found, affine):
 
 def removed(counts, reduction):
     """What reduction of false positives took away, as a dict; empty where nothing is, or where it was not even classified."""
-    if reduction["mode"] == "none" or not reduction["all_detected"]:
+    if reduction["mode"] == "none" or reduction["classify"] != "all":
         return {}
     return {name: int(count) for name, count in counts._asdict().items()}
 

@@ -44,9 +44,9 @@ def _predict(params, hu, wanted):
     return planes.predict(MODEL, params, hu, wanted)
 
 
-def make(hu, heart, spacing_mm, *, threshold_hu=200.0, reduction="paper", all_detected=True, network_mm=NETWORK_MM):
+def make(hu, heart, spacing_mm, *, threshold_hu=200.0, reduction="paper", classify="all", network_mm=NETWORK_MM):
     numbers = scores.numbers(RULE, spacing_mm, rules.pixel_score(RULE, spacing_mm))
-    options = {"mode": reduction, "dilation_mm": 2.0, "all_detected": all_detected}
+    options = {"mode": reduction, "dilation_mm": 2.0, "classify": classify}
     config = types.SimpleNamespace(spacing_mm=network_mm)
     return flow.make_case(hu, heart, spacing_mm, threshold_hu, numbers, config, RULE, options)
 
@@ -82,8 +82,11 @@ def test_equals_full_evaluation_step_by_step(predict, seed, with_heart, reductio
     found = pipeline.detect_and_score(predict, *make(hu, heart, spacing_mm, reduction=reduction))
     np.testing.assert_array_equal(cut(found.detected, hu), detected)
     np.testing.assert_array_equal(cut(found.mask, hu), mask)
-    few = pipeline.detect_and_score(predict, *make(hu, heart, spacing_mm, reduction=reduction, all_detected=False))
-    np.testing.assert_array_equal(cut(few.mask, hu), mask)
+    for classify in ("threshold", "mask"):
+        few = pipeline.detect_and_score(predict, *make(hu, heart, spacing_mm, reduction=reduction, classify=classify))
+        np.testing.assert_array_equal(cut(few.mask, hu), mask)
+        chosen = ... if classify == "threshold" else mask > 0
+        np.testing.assert_allclose(cut(few.probability, hu)[chosen], cut(found.probability, hu)[chosen], rtol=1e-6)
     expected = scores.score(mask, hu, spacing_mm)
     totals = jax.device_get(found.tables.totals)
     unit = rules.pixel_score(RULE, spacing_mm)

@@ -48,7 +48,7 @@ def test_training_and_scoring_see_the_same():
     trained = sampling.index_scan(record, "contrast_removed").hu
     rule = RULES["default"]
     numbers = scores.numbers(rule, SPACING_MM, pixel_score(rule, SPACING_MM))
-    config, reduction = type("Config", (), {"spacing_mm": SPACING_MM}), {"mode": "none", "dilation_mm": 0.0, "all_detected": True}
+    config, reduction = type("Config", (), {"spacing_mm": SPACING_MM}), {"mode": "none", "dilation_mm": 0.0, "classify": "all"}
     look = summary.describe_view("contrast_removed", 400.0)
     case, how = flow.make_case(hu.astype(np.float32), None, SPACING_MM, 130.0, numbers, config, rule, reduction, look)
 

@@ -85,7 +85,7 @@ def make_case(scan):
     config, rule = uda_config.get_config(), rules.named("default")
     spacing = tuple(config.spacing_mm)
     numbers = scores.numbers(rule, spacing, rules.pixel_score(rule, spacing))
-    reduction = {"mode": "authors_code", "dilation_mm": flow.HEART_DILATION_MM, "all_detected": False}
+    reduction = {"mode": "authors_code", "dilation_mm": flow.HEART_DILATION_MM, "classify": "mask"}
     return flow.make_case(scan.hu.astype(np.float32), scan.heart, spacing, scan.truth["threshold_hu"], numbers, config, rule, reduction)
 
 

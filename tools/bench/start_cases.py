@@ -32,7 +32,7 @@ def cases(device: str, shape=SHAPE):
         call(folder, "tools/import_torch.py", "dilated", folder / "weights.npz", "--out", folder / "run")
         grid = ("--shape", *shape, "--spacing", *uda_config.get_config().spacing_mm)
         call(folder, "-m", "cacjax.phantom", "--out", folder / "scans", "--protocol", "ccta", "--n", 1, "--seed", SEED, *grid)
-        words = ("-m", "cacjax.score", folder / "scans", "--workdir", folder / "run", "--out", folder / "scores", "--mask-only")
+        words = ("-m", "cacjax.score", folder / "scans", "--workdir", folder / "run", "--out", folder / "scores", "--classify", "mask")
         score = functools.partial(call, folder, *words)
         first, second = timed(score), timed(score)
         size = "x".join(map(str, shape))
