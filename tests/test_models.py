@@ -110,13 +110,14 @@ def test_critic_by_domain_equals_two_calls_and_jointly_does_not():
     assert np.abs(critic.apply(variables, both, 1) - jnp.concatenate(apart)).max() > 1e-2
 
 
+@pytest.mark.parametrize("stride", [1, 2, 3])
 @pytest.mark.parametrize("dilation", [1, 2])
-def test_arranged_gradients_are_those_of_the_convolution(dilation):
+def test_arranged_gradients_are_those_of_the_convolution(dilation, stride):
     rng = np.random.default_rng(0)
-    side = 2 * dilation
-    x, kernel, slope = (rng.normal(size=s).astype(np.float32) for s in ((2, 8, 9, 3), (3, 3, 3, 4), (2, 8 - side, 9 - side, 4)))
-    ours, plain = (jax.vjp(lambda x, k, f=f: f(x, k, dilation), x, kernel)[1](slope) for f in (conv.arranged, conv.convolution))
-    for a, b in zip(ours, plain):
+    x, kernel = (rng.normal(size=s).astype(np.float32) for s in ((2, 10, 11, 3), (3, 3, 3, 4)))
+    ours, plain = (jax.vjp(lambda x, k, f=f: f(x, k, dilation, stride), x, kernel) for f in (conv.arranged, conv.convolution))
+    slope = rng.normal(size=plain[0].shape).astype(np.float32)
+    for a, b in zip((ours[0], *ours[1](slope)), (plain[0], *plain[1](slope))):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 

@@ -44,36 +44,39 @@ class Conv(nn.Module):
         kernel_init = uniform(np.sqrt(6) * bound if self.he else bound)
         kernel = self.param("kernel", kernel_init, (self.size, self.size, x.shape[-1], self.features))
         bias = self.param("bias", nn.initializers.zeros if self.he else uniform(bound), (self.features,))
-        plain = functools.partial(convolution, stride=self.stride)
-        form = arranged if jax.default_backend() == "cpu" and self.stride == 1 else plain
-        return add(form(x, kernel, self.dilation), bias)
+        form = arranged if jax.default_backend() == "cpu" else convolution
+        return add(form(x, kernel, self.dilation, self.stride), bias)
 
 
-def convolution(x, kernel, dilation: int = 1, *, stride: int = 1, padding: int = 0):
+def convolution(x, kernel, dilation: int = 1, stride: int = 1, *, padding: int = 0):
     """XLA's convolution: [b, h, w, c] and [k, k, c, f] -> [b, h', w', f]."""
     axes = ("NHWC", "HWIO", "NHWC")
     pads = [(padding, padding)] * 2
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, rhs_dilation=(dilation, dilation), dimension_numbers=axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def arranged(x, kernel, dilation: int = 1):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def arranged(x, kernel, dilation: int = 1, stride: int = 1):
     """The same in the form that is fastest on CPU, with gradients to match."""
-    return _fastest(x, kernel, dilation)
+    return _fastest(x, kernel, dilation) if stride == 1 else convolution(x, kernel, dilation, stride)
 
 
-def _forward(x, kernel, dilation):
-    return _fastest(x, kernel, dilation), (x, kernel)
+def _forward(x, kernel, dilation, stride):
+    return arranged(x, kernel, dilation, stride), (x, kernel)
 
 
-def _backward(dilation, residuals, slope):
+def _backward(dilation, stride, residuals, slope):
     x, kernel = residuals
     reach = dilation * (len(kernel) - 1)
+    unread = [(n - reach - 1) % stride for n in x.shape[1:3]]  # rows and columns at the end
+    pads = ((0, 0, 0), *((reach, reach + end, stride - 1) for end in unread), (0, 0, 0))
     flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
-    to_x = _fastest(jnp.pad(slope, ((0, 0), (reach, reach), (reach, reach), (0, 0))), flipped, dilation)
-    if suits_winograd(x.shape, kernel.shape, dilation, least=WINOGRAD_GRADIENT):
+    to_x = _fastest(lax.pad(slope, jnp.zeros((), slope.dtype), pads), flipped, dilation)
+    if stride == 1 and suits_winograd(x.shape, kernel.shape, dilation, least=WINOGRAD_GRADIENT):
         return to_x, winograd.kernel_gradient(x, slope, dilation)
-    to_kernel = convolution(x.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3), stride=dilation)
+    # Between the pixels that it reads the stride dilates the slope, and the dilation makes strides.
+    read = x[:, : x.shape[1] - unread[0], : x.shape[2] - unread[1]]
+    to_kernel = convolution(read.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3), stride, dilation)
     return to_x, to_kernel.transpose(1, 2, 0, 3)
 
 

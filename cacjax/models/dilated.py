@@ -11,6 +11,7 @@ from jax import lax
 
 from cacjax.models.conv import Conv
 
+CACHED = 2**20  # numbers of one layer's maps, in a plane, that are worked on at once on CPU
 PUBLISHED_DILATIONS = (1, 1, 2, 4, 8, 16, 32, 1)  # 3x3 layers; receptive field 131 pixels (Zhai 2022, section 2.2)
 
 
@@ -149,12 +150,21 @@ class Dilated(nn.Module):
         """Features of all orientations side by side: [b, planes, h, w, slab] -> [b, n, n, planes * width]."""
         return jnp.concatenate([subnet(x[:, i]) for i, subnet in enumerate(self.subnets)], axis=-1)
 
-    def features_in_parts(self, x, at_once: int = 1):
-        """The same, `at_once` samples at a time on CPU, whose cache holds their maps but not a batch's (with gradients 4 is best)."""
-        if jax.default_backend() != "cpu" or len(x) <= at_once or len(x) % at_once or self.is_initializing():
-            return self.features(x)
+    def features_in_parts(self, x):
+        """The same, on CPU only as many samples at a time as have maps that stay in its cache."""
+        return self._in_parts("features", x)
+
+    def centre_in_parts(self, x):
+        """`features_at_centre` likewise."""
+        return self._in_parts("features_at_centre", x)
+
+    def _in_parts(self, method, x):
+        most = max(1, CACHED // (x.shape[2] * x.shape[3] * self.width))
+        at_once = next(n for n in range(min(most, len(x)), 0, -1) if len(x) % n == 0)
+        if jax.default_backend() != "cpu" or at_once == len(x) or self.is_initializing():
+            return getattr(self, method)(x)
         module, variables = self.unbind()
-        maps = lax.map(lambda part: module.apply(variables, part, method="features"), x.reshape(-1, at_once, *x.shape[1:]))
+        maps = lax.map(lambda part: module.apply(variables, part, method=method), x.reshape(-1, at_once, *x.shape[1:]))
         return maps.reshape(-1, *maps.shape[2:])
 
     def features_at_centre(self, x):

@@ -26,7 +26,7 @@ def make(config) -> Task:
         return State(state.step + 1, {"detector": update(net, grads, optimiser)}), metrics
 
     def objective(params, batch, key):
-        features = model.apply(params, normalise(batch["hu"]), 4, method="features_in_parts")
+        features = model.apply(params, normalise(batch["hu"]), method="features_in_parts")
         main = classification(model, params, features, batch, config.supervision, key)
         auxiliary = model.apply(params, features, True, method="auxiliary_logits", rngs={"dropout": key})
         deep = losses.cross_entropy(auxiliary, batch["label"], double_softmax=config.supervision.double_softmax_auxiliary)

@@ -53,13 +53,13 @@ def make(config) -> Task:
         return State(jnp.zeros((), jnp.int32), nets | {"heads": Net(heads, {}, ())})
 
     def features(generator, heads, hu):
-        return model.apply(join(generator, heads), normalise(hu), 4, method="features_in_parts")
+        return model.apply(join(generator, heads), normalise(hu), method="features_in_parts")
 
     def labelled_features(generator, heads, hu):
         """What `classification` looks at."""
         if config.supervision.where != "centre":
             return features(generator, heads, hu)
-        return model.apply(join(generator, heads), normalise(hu), method="features_at_centre")
+        return model.apply(join(generator, heads), normalise(hu), method="centre_in_parts")
 
     def pool_of(generator, heads, crops):
         """Features [chunks * b, n, n, c] of crops [chunks, b, ...], a chunk at a time to bound memory."""
@@ -159,7 +159,7 @@ def make(config) -> Task:
         eyes = {"source": generator.params, "target": for_target(generator.params, affine)}
         source, target = (cut_windows(pool_of(eyes[d], heads, batch[f"pool_{d}"]), config) for d in DOMAINS)
         nets["critic"], gaps = critic_updates(nets["critic"], source, target, key, state.step)
-        # Always computed and taken only after pre-training: inside a conditional XLA:CPU needs 8 times as long.
+        # Always computed and taken only after pre-training: inside a conditional XLA:CPU needs a fifth longer for the whole step.
         moved, metrics = generator_updates(generator, nets["critic"].params, heads, batch, source, affine)
         nets["generator"] = jax.tree.map(lambda new, old: jnp.where(state.step >= config.pretrain_blocks, new, old), moved, generator)
         return State(state.step + 1, nets), metrics | gaps

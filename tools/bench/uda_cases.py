@@ -71,9 +71,9 @@ class Ours:
             "generator": start(params["generator"], self.optimisers["generator"]),
         }
 
-    def features(self, generator, x, at_once=1):
+    def features(self, generator, x):
         """Features [b, n, n, c] of planes [b, 3, h, w]."""
-        return self.model.apply({"params": generator}, x[..., None], at_once, method="features_in_parts")
+        return self.model.apply({"params": generator}, x[..., None], method="features_in_parts")
 
     def critic_update(self, net, features):
         """One update from features of both domains, source first; returns the network and the loss before."""
@@ -94,8 +94,8 @@ class Ours:
         """One update: adversarial loss on the target planes, cross-entropy at the centre on the source; labels [b]."""
 
         def objective(generator):
-            adapted = self.features(generator, target, 4)
-            labelled = self.model.apply({"params": generator}, source[..., None], method="features_at_centre")
+            adapted = self.features(generator, target)
+            labelled = self.model.apply({"params": generator}, source[..., None], method="centre_in_parts")
             logits = self.model.apply({"params": self.heads}, labelled, method="classify")[:, 0, 0]
             return -self.critic.apply(critic, adapted).mean() + weight * losses.cross_entropy(logits, labels)
 
