@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax.models import conv, winograd
+from cacjax.models import conv, dilated, winograd
 from cacjax.models.critic import Critic
 from cacjax.models.dilated import PUBLISHED_DILATIONS, Dilated, centre, doubling, margin
 
@@ -108,6 +108,15 @@ def test_critic_by_domain_equals_two_calls_and_jointly_does_not():
     apart = [critic.apply(variables, part) for part in (source, target + 1)]
     np.testing.assert_allclose(critic.apply(variables, both, 2), jnp.concatenate(apart), rtol=1e-4, atol=1e-5)
     assert np.abs(critic.apply(variables, both, 1) - jnp.concatenate(apart)).max() > 1e-2
+
+
+def test_elu_in_float32_against_float64():
+    x = np.concatenate([-np.logspace(-9, 2, 500), [-np.inf, -0.0, 0, 1e-9, 3, np.inf]]).astype(np.float32)
+    value, pull = jax.vjp(dilated.elu, x)
+    exact = np.where(x > 0, x, np.expm1(np.minimum(x, 0).astype(np.float64)))
+    np.testing.assert_array_equal(np.isinf(value), x == np.inf)
+    np.testing.assert_allclose(value, exact, rtol=0, atol=6e-8)
+    np.testing.assert_allclose(pull(np.ones_like(x))[0], np.where(x > 0, 1, exact + 1), rtol=0, atol=6e-8)
 
 
 @pytest.mark.parametrize("stride", [1, 2, 3])

@@ -45,11 +45,14 @@ def _ones(dilations) -> int:
 
 @jax.custom_vjp
 def elu(x):
-    """ELU whose gradient is taken from its output: one array less to keep, one exponential less to compute."""
-    return nn.elu(x)
+    """ELU whose gradient is taken from its output: one array less to keep, one exponential less to compute.
+
+    Not by expm1, which takes twice as long on CPU: in float32 both are off by 5e-8 at most.
+    """
+    return jnp.where(x > 0, x, jnp.exp(jnp.minimum(x, 0)) - 1)
 
 
-elu.defvjp(lambda x: (nn.elu(x),) * 2, lambda y, slope: (slope * jnp.where(y > 0, 1, y + 1),))
+elu.defvjp(lambda x: (elu(x),) * 2, lambda y, slope: (slope * jnp.where(y > 0, 1, y + 1),))
 
 
 class Subnet(nn.Module):

@@ -5,11 +5,11 @@ source's; the kernels stay shared. Being affine they fold into kernels and biase
 A generator's parameters are {subnet: {layer: {"kernel", "bias"}}}; an affine is {subnet: {layer: (scale [f], shift [f])}}.
 """
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from cacjax.models.conv import convolution
+from cacjax.models.dilated import elu
 
 EPSILON = 1e-6  # of a variance
 
@@ -48,7 +48,7 @@ def _match_subnet(subnet, dilations, source, target):
         (mean, variance), (target_mean, target_variance) = (_moments(x) for x in (source, target))
         scale = jnp.sqrt((variance + EPSILON) / (target_variance + EPSILON))
         affine[f"Conv_{i}"] = scale, mean - target_mean * scale
-        source, target = nn.elu(source), nn.elu(target * scale + affine[f"Conv_{i}"][1])
+        source, target = elu(source), elu(target * scale + affine[f"Conv_{i}"][1])
     return affine
 
 
