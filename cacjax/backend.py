@@ -9,8 +9,7 @@ import sys
 # XLA:CPU hands convolutions to a fusion that is 5 to 7 times slower than its plain library path (measured on jax 0.10.2:
 # 16x155x155x32 -> 32, 3x3: 272 ms against 41 ms; the weight gradients also on 0.12). Empty means: off.
 CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
-KEPT_BYTES = 2**31 - 1
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX, NEVER = -1, -3, -8, -1  # of glibc's malloc.h
 
 
 def configure() -> None:
@@ -27,12 +26,13 @@ def configure() -> None:
 
 def keep_freed_memory() -> None:
     """Let glibc keep freed blocks. XLA:CPU allocates its work memory anew at every step; giving it back to the kernel each time costs
-    a page fault per 4 KiB (a generator update on four 115x115 crops: 11,300 faults before, 2,400 after). Two arenas for all threads. Only
-    the first can keep a block above 64 MiB, and with many arenas the thread that runs programs gets another (labelling 512x512x256: 2,530
-    faults and 9.3 ms; with one or two 300 to 500 and 6 to 7.5 ms). Not one: what a compilation leaves in it makes every thread
-    wait for it (detection in the process that compiled it, a third of a scan's voxels: 7.5 s; with two 4.8, without a limit 4.2)."""
+    a page fault per 4 KiB (a generator update at published width: 284,000 faults and 3.7 s; none and 3.0 s). Two arenas for all
+    threads. Only the first can keep a block above 64 MiB, and with many arenas the thread that runs programs gets another (labelling
+    512x512x256: 2,530 faults and 9.3 ms; with one or two 300 to 500 and 6 to 7.5 ms). Not one: what a compilation leaves in it makes
+    every thread wait for it (detection in the process that compiled it, a third of a scan's voxels: 7.5 s; with two 4.8, without a
+    limit 4.2)."""
     with contextlib.suppress(AttributeError, OSError):  # another C library: nothing to set
         library = ctypes.CDLL(None)
-        library.mallopt(M_MMAP_THRESHOLD, KEPT_BYTES)
-        library.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        library.mallopt(M_MMAP_THRESHOLD, NEVER)
+        library.mallopt(M_TRIM_THRESHOLD, NEVER)
         library.mallopt(M_ARENA_MAX, 2)
