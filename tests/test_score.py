@@ -210,6 +210,22 @@ def test_reduction_grows_and_is_optional(tmp_path, detector):
     assert counts == {("paper", "mask"): 21, ("paper", "detected"): 20, ("none", "mask"): 20, ("none", "detected"): 20}
 
 
+def test_what_is_classified_changes_no_score(tmp_path, detector):
+    """Of a speck too small to count `mask` asks no class, `threshold` does; only `all` knows what was detected."""
+    hu = calcified()
+    hu[5, 20, 20] = 300
+    path = write_nifti(tmp_path / "p.nii.gz", hu)
+    totals, specks = {}, {}
+    for kind in ("all", "threshold", "mask"):
+        out = tmp_path / kind
+        assert run(path, "--workdir", tmp_path, "--out", out, "--save-probability", "--classify", kind) == 0
+        totals[kind] = [row["agatston"] for row in rows_of(out)]
+        specks[kind] = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "p_probability.nii.gz")))[5, 20, 20]
+        assert (out / "p_detected.nii.gz").exists() == (kind == "all")
+    assert totals["all"] == totals["threshold"] == totals["mask"] and float(totals["all"][-1]) == 10
+    assert specks == {"all": 0.75, "threshold": 0.75, "mask": 0}
+
+
 def test_resume_keeps_finished_scans_with_the_same_settings(tmp_path, detector, capsys):
     """A refused scan is tried again, a kept one stays in the table, other settings score again."""
     path = write_nifti(tmp_path / "a.nii.gz", calcified())
