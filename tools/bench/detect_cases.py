@@ -12,8 +12,10 @@ from uda_cases import Ours, agree, finish, systems
 SIDE = 642  # of a padded plane of 512 x 512
 
 
-def cases(device: str):
+def cases(device: str, only: str = ""):
     """Dense planes in the three orientations."""
+    if only not in "dense detection":
+        return
     both = systems(device)
     ours = Ours(both[0])
     x = np.clip(np.random.default_rng(3).normal(0, 0.7, (1, 3, SIDE, SIDE)), -1, 2.5).astype(np.float32)

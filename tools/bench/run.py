@@ -73,7 +73,7 @@ def main() -> None:
     }
     done = {(row["work"], row["case"]) for row in result["rows"]}
     for system in SYSTEMS if options.system == "all" else (options.system,):
-        for case in importlib.import_module(f"{system}_cases").cases({"cpu": "cpu", "gpu": "cuda"}[options.device]):
+        for case in importlib.import_module(f"{system}_cases").cases({"cpu": "cpu", "gpu": "cuda"}[options.device], options.only):
             if options.only not in case.work or (case.work, case.case) in done:
                 continue
             result["rows"].append(race.measure(case, rounds=options.rounds))

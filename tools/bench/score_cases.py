@@ -25,8 +25,10 @@ TIMED = (2, 5, 5)  # planes of each orientation in one dense call
 MOST_MM3 = 500.0
 
 
-def cases(device: str, shape=SHAPE):
-    """Generator of the cases."""
+def cases(device: str, only: str = "", shape=SHAPE):
+    """Generator of the cases; the later ones compare with what the first made."""
+    if not any(only in work for work in ("whole-scan detection", "detect and score")):
+        return
     both = systems(device)
     scan = cacjax.phantom.make_scan("ccta", SEED, shape=shape, spacing_mm=uda_config.get_config().spacing_mm)
     model, params = detector(both[0])

@@ -129,84 +129,84 @@ def finish(work):
     return run
 
 
-def cases(device: str):
-    """Generator of the cases; what the next ones need is made as they come."""
-    published, tuned = systems(device)
-    ours = Ours(published)
-    source, target, labels = planes(np.random.default_rng(0))
-    middle = labels[:, 0, WINDOW // 2, WINDOW // 2]
-    placed = [[system.place(x) for x in (source, target)] for system in (published, tuned)]
-    classes = torch.from_numpy(middle).to(device)
-    there = [jnp.asarray(a) for a in (source, target, middle)]
-    critic, generator = ours.nets["critic"], ours.nets["generator"]
+def cases(device: str, only: str = ""):
+    """Generator of the cases whose work contains the text `only`; nothing is made for others."""
+    race = Race(device)
+    works = {
+        "generator, forward": race.forward,
+        "critic update, features given": race.critic_alone,
+        "critic update": race.critic,
+        "generator update": race.generator,
+        "UDA block": lambda: block(device, race.systems),
+        "source step": lambda: source_step(device),
+    }
+    yield from (make() for work, make in works.items() if only in work)
 
-    program, took = compiled(ours.features, generator.params, there[0])
-    with torch.no_grad():
-        agree("features", np.moveaxis(np.asarray(program(generator.params, there[0])), -1, 1), published.generator(placed[0][0]), 1e-4)
 
-    def pass_by(system, x):
-        with torch.set_grad_enabled(not system.tuned):
-            return system.features(x)
+class Race:
+    """The same weights and planes on both sides; each method compiles one work of ours, compares it and returns its case."""
 
-    works = [finish(functools.partial(pass_by, system, x[0])) for system, x in zip((published, tuned), placed)]
-    yield Case(
-        "generator, forward",
-        "16 x 3 planes 155x155",
-        lambda: jax.block_until_ready(program(generator.params, there[0])),
-        *works,
-        program,
-        took,
-        flops=SAMPLES * FLOPS,
-    )
+    def __init__(self, device):
+        self.systems = systems(device)
+        self.ours = Ours(self.systems[0])
+        source, target, labels = planes(np.random.default_rng(0))
+        middle = labels[:, 0, WINDOW // 2, WINDOW // 2]
+        self.placed = [[system.place(x) for x in (source, target)] for system in self.systems]
+        self.classes = torch.from_numpy(middle).to(device)
+        self.there = [jnp.asarray(a) for a in (source, target, middle)]
 
-    features = jnp.concatenate([program(generator.params, x) for x in there[:2]])
-    inner, took = compiled(ours.critic_update, critic, features)
-    windows = [[pass_by(system, x).detach() for x in xs] for system, xs in zip((published, tuned), placed)]
-    works = [finish(functools.partial(system.critic_update, *x)) for system, x in zip((published, tuned), windows)]
-    agree("first loss of the critic", inner(critic, features)[1], exact(uda_torch.System.critic_loss_of, published, *windows[0]), 1e-5)
-    yield Case(
-        "critic update, features given",
-        "16 + 16 windows 25x25x96",
-        lambda: jax.block_until_ready(inner(critic, features)),
-        *works,
-        inner,
-        took,
-        flops=CRITIC_UPDATE,
-    )
+    def parameters(self):
+        """The networks of ours that are updated, and the generator's parameters."""
+        return self.ours.nets["critic"], self.ours.nets["generator"], self.ours.nets["generator"].params
 
-    step, took = compiled(ours.critic_step, critic, generator.params, *there[:2])
-    works = [finish(functools.partial(system.critic_step, *x)) for system, x in zip((published, tuned), placed)]
-    yield Case(
-        "critic update",
-        "16 + 16 samples",
-        lambda: jax.block_until_ready(step(critic, generator.params, *there[:2])),
-        *works,
-        step,
-        took,
-        flops=2 * SAMPLES * FLOPS + CRITIC_UPDATE,
-    )
+    def forward(self):
+        """Features of one domain."""
+        _, _, params = self.parameters()
+        program, took = compiled(self.ours.features, params, self.there[0])
+        with torch.no_grad():
+            exact_features = self.systems[0].generator(self.placed[0][0])
+        agree("features", np.moveaxis(np.asarray(program(params, self.there[0])), -1, 1), exact_features, 1e-4)
+        works = [finish(functools.partial(pass_by, system, x[0])) for system, x in zip(self.systems, self.placed)]
+        run = lambda: jax.block_until_ready(program(params, self.there[0]))  # noqa: E731
+        return Case("generator, forward", "16 x 3 planes 155x155", run, *works, program, took, flops=SAMPLES * FLOPS)
 
-    fresh = systems(device)
-    move, took = compiled(ours.generator_step, generator, critic.params, *there)
-    agree(
-        "first loss of the generator",
-        move(generator, critic.params, *there)[1],
-        exact(functools.partial(uda_torch.System.generator_loss_of, weight=2.0), fresh[0], *placed[0], classes),
-        1e-5,
-    )
-    works = [finish(functools.partial(system.generator_step, *x, classes)) for system, x in zip(fresh, placed)]
-    yield Case(
-        "generator update",
-        "16 + 16 samples",
-        lambda: jax.block_until_ready(move(generator, critic.params, *there)),
-        *works,
-        move,
-        took,
-        flops=GENERATOR_UPDATE,
-    )
+    def critic_alone(self):
+        """A critic update on features that stand."""
+        critic, _, params = self.parameters()
+        features = jnp.concatenate([jax.jit(self.ours.features)(params, x) for x in self.there[:2]])
+        program, took = compiled(self.ours.critic_update, critic, features)
+        windows = [[pass_by(system, x).detach() for x in xs] for system, xs in zip(self.systems, self.placed)]
+        loss = exact(uda_torch.System.critic_loss_of, self.systems[0], *windows[0])
+        agree("first loss of the critic", program(critic, features)[1], loss, 1e-5)
+        works = [finish(functools.partial(system.critic_update, *x)) for system, x in zip(self.systems, windows)]
+        run = lambda: jax.block_until_ready(program(critic, features))  # noqa: E731
+        return Case("critic update, features given", "16 + 16 windows 25x25x96", run, *works, program, took, flops=CRITIC_UPDATE)
 
-    yield block(device, fresh)
-    yield source_step(device)
+    def critic(self):
+        """A critic update from planes."""
+        critic, _, params = self.parameters()
+        program, took = compiled(self.ours.critic_step, critic, params, *self.there[:2])
+        works = [finish(functools.partial(system.critic_step, *x)) for system, x in zip(self.systems, self.placed)]
+        run = lambda: jax.block_until_ready(program(critic, params, *self.there[:2]))  # noqa: E731
+        flops = 2 * SAMPLES * FLOPS + CRITIC_UPDATE
+        return Case("critic update", "16 + 16 samples", run, *works, program, took, flops=flops)
+
+    def generator(self):
+        """A generator update from planes and labels."""
+        critic, generator, _ = self.parameters()
+        program, took = compiled(self.ours.generator_step, generator, critic.params, *self.there)
+        both = systems(self.classes.device.type)
+        loss = exact(functools.partial(uda_torch.System.generator_loss_of, weight=2.0), both[0], *self.placed[0], self.classes)
+        agree("first loss of the generator", program(generator, critic.params, *self.there)[1], loss, 1e-5)
+        works = [finish(functools.partial(system.generator_step, *x, self.classes)) for system, x in zip(both, self.placed)]
+        run = lambda: jax.block_until_ready(program(generator, critic.params, *self.there))  # noqa: E731
+        return Case("generator update", "16 + 16 samples", run, *works, program, took, flops=GENERATOR_UPDATE)
+
+
+def pass_by(system, x):
+    """Features by a PyTorch system, as each manner takes them."""
+    with torch.set_grad_enabled(not system.tuned):
+        return system.features(x)
 
 
 def block(device, systems) -> Case:
