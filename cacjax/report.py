@@ -174,7 +174,8 @@ def arms(path, rows):
     series |= {"ap_pooled": ("average precision, pooled", "D", "#ff9f0a"), "published_f1": ("published mean F1", "x", "black")}
     for name, (label, marker, colour) in series.items():
         values = [np.nan if row[name] is None else row[name] for row in rows]
-        axis.plot(values, y, marker, color=colour, label=label, ms=7, ls="")
+        if not np.isnan(values).all():
+            axis.plot(values, y, marker, color=colour, label=label, ms=7, ls="")
     names = [f"{r['network']}, {r['scans']}{', FP reduced' if r['fp_reduction'] == 'yes' else ''}" for r in rows]
     axis.set(yticks=y, yticklabels=names, xlim=(-0.02, 1.02))
     axis.grid(axis="x", alpha=0.3)
