@@ -2,12 +2,11 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
 from race import Case, compiled
-from uda_cases import Ours, agree, finish, systems
+from uda_cases import Ours, agree, finish, ready, systems
 
 SIDE = 642  # of a padded plane of 512 x 512
 
@@ -29,4 +28,4 @@ def cases(device: str, only: str = ""):
     agree("features", np.moveaxis(np.asarray(program(generator, there)), -1, 1), dense(both[0], both[0].place(x)), 1e-4)
     works = [finish(functools.partial(dense, system, system.place(x))) for system in both]
     shape = "512x512 plane, three orientations"
-    yield Case("dense detection", shape, lambda: jax.block_until_ready(program(generator, there)), *works, program, took)
+    yield Case("dense detection", shape, ready(program, generator, there), *works, program, took)

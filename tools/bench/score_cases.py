@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from race import Case, compiled
 from scipy import ndimage
-from uda_cases import Ours, finish, systems
+from uda_cases import Ours, finish, ready, systems
 
 import cacjax.phantom
 from cacjax import flow, pipeline, planes, rectangles, rules, scores
@@ -48,7 +48,7 @@ def cases(device: str, only: str = "", shape=SHAPE):
     padded = np.pad(np.asarray(planes.normalise(hu)), m, constant_values=-1.0)
     own = padded[tuple(slice(0, n + 2 * m) for n in shape)]
     works = [finish(functools.partial(dense, system, subnets(system), own, m)) for system in both]
-    ours = lambda: jax.block_until_ready(predict(params, hu, wanted))  # noqa: E731
+    ours = ready(predict, params, hu, wanted)
     part = share(model, shape)
     yield Case("whole-scan detection", f"CCTA {size}, against dense", ours, *works, predict, took, parts=part)
 
@@ -72,7 +72,7 @@ def cases(device: str, only: str = "", shape=SHAPE):
     totals = scores.from_totals(jax.device_get(found.tables.totals), spacing, rule, rules.pixel_score(rule, spacing))
     print(f"  Agatston {agatston:.1f} by numpy, ours {scores.by_artery(totals).agatston[-1]:.1f}", flush=True)
     works = [finish(functools.partial(dense, system, subnets(system), own, m)) for system in both]
-    run = lambda: jax.block_until_ready(whole(look, case))  # noqa: E731
+    run = ready(whole, look, case)
     yield Case("detect and score", f"CCTA {size}, warm", run, *works, whole, took, parts=part, after=after)
 
 

@@ -117,6 +117,11 @@ def exact(loss, system, *arguments):
         return loss(double, *(a.double() if a.is_floating_point() else a for a in arguments))
 
 
+def ready(program, *arguments):
+    """A callable that runs our program on these arguments and returns when all is computed."""
+    return lambda: jax.block_until_ready(program(*arguments))
+
+
 def finish(work):
     """Let a PyTorch callable return when the device has done its work."""
 
@@ -155,51 +160,47 @@ class Race:
         self.classes = torch.from_numpy(middle).to(device)
         self.there = [jnp.asarray(a) for a in (source, target, middle)]
 
-    def parameters(self):
-        """The networks of ours that are updated, and the generator's parameters."""
-        return self.ours.nets["critic"], self.ours.nets["generator"], self.ours.nets["generator"].params
-
     def forward(self):
         """Features of one domain."""
-        _, _, params = self.parameters()
+        params = self.ours.nets["generator"].params
         program, took = compiled(self.ours.features, params, self.there[0])
         with torch.no_grad():
-            exact_features = self.systems[0].generator(self.placed[0][0])
-        agree("features", np.moveaxis(np.asarray(program(params, self.there[0])), -1, 1), exact_features, 1e-4)
+            theirs = self.systems[0].generator(self.placed[0][0])
+        agree("features", np.moveaxis(np.asarray(program(params, self.there[0])), -1, 1), theirs, 1e-4)
         works = [finish(functools.partial(pass_by, system, x[0])) for system, x in zip(self.systems, self.placed)]
-        run = lambda: jax.block_until_ready(program(params, self.there[0]))  # noqa: E731
+        run = ready(program, params, self.there[0])
         return Case("generator, forward", "16 x 3 planes 155x155", run, *works, program, took, flops=SAMPLES * FLOPS)
 
     def critic_alone(self):
         """A critic update on features that stand."""
-        critic, _, params = self.parameters()
+        critic, params = self.ours.nets["critic"], self.ours.nets["generator"].params
         features = jnp.concatenate([jax.jit(self.ours.features)(params, x) for x in self.there[:2]])
         program, took = compiled(self.ours.critic_update, critic, features)
         windows = [[pass_by(system, x).detach() for x in xs] for system, xs in zip(self.systems, self.placed)]
         loss = exact(uda_torch.System.critic_loss_of, self.systems[0], *windows[0])
         agree("first loss of the critic", program(critic, features)[1], loss, 1e-5)
         works = [finish(functools.partial(system.critic_update, *x)) for system, x in zip(self.systems, windows)]
-        run = lambda: jax.block_until_ready(program(critic, features))  # noqa: E731
+        run = ready(program, critic, features)
         return Case("critic update, features given", "16 + 16 windows 25x25x96", run, *works, program, took, flops=CRITIC_UPDATE)
 
     def critic(self):
         """A critic update from planes."""
-        critic, _, params = self.parameters()
+        critic, params = self.ours.nets["critic"], self.ours.nets["generator"].params
         program, took = compiled(self.ours.critic_step, critic, params, *self.there[:2])
         works = [finish(functools.partial(system.critic_step, *x)) for system, x in zip(self.systems, self.placed)]
-        run = lambda: jax.block_until_ready(program(critic, params, *self.there[:2]))  # noqa: E731
+        run = ready(program, critic, params, *self.there[:2])
         flops = 2 * SAMPLES * FLOPS + CRITIC_UPDATE
         return Case("critic update", "16 + 16 samples", run, *works, program, took, flops=flops)
 
     def generator(self):
         """A generator update from planes and labels."""
-        critic, generator, _ = self.parameters()
+        critic, generator = self.ours.nets["critic"], self.ours.nets["generator"]
         program, took = compiled(self.ours.generator_step, generator, critic.params, *self.there)
         both = systems(self.classes.device.type)
         loss = exact(functools.partial(uda_torch.System.generator_loss_of, weight=2.0), both[0], *self.placed[0], self.classes)
         agree("first loss of the generator", program(generator, critic.params, *self.there)[1], loss, 1e-5)
         works = [finish(functools.partial(system.generator_step, *x, self.classes)) for system, x in zip(both, self.placed)]
-        run = lambda: jax.block_until_ready(program(generator, critic.params, *self.there))  # noqa: E731
+        run = ready(program, generator, critic.params, *self.there)
         return Case("generator update", "16 + 16 samples", run, *works, program, took, flops=GENERATOR_UPDATE)
 
 
@@ -238,7 +239,7 @@ def block(device, systems) -> Case:
     return Case(
         "UDA block",
         f"{updates} + 1 updates, a tenth of 200 + 10",
-        lambda: jax.block_until_ready(program(state, batch, jax.random.key(2))),
+        ready(program, state, batch, jax.random.key(2)),
         *works,
         program,
         took,
@@ -276,7 +277,7 @@ def source_step(device) -> Case:
     return Case(
         "source step",
         "16 samples, deep supervision",
-        lambda: jax.block_until_ready(program(state, batch, jax.random.key(1))),
+        ready(program, state, batch, jax.random.key(1)),
         stepper(False),
         stepper(True),
         program,
