@@ -66,13 +66,12 @@ def label(mask, *, connectivity=26, buckets=runs.BUCKETS):
     and on 2^31 voxels or more.
     """
     mask = mask.astype(bool)
-    packed = runs.find(mask)
 
-    def work(found):
+    def work(found, packed):
         component, n = runs.components(found, packed, mask.shape, connectivity=connectivity)
         return runs.paint(component, found, packed, shape=mask.shape), n
 
-    return runs.in_bucket(work, packed, runs.capacities(packed.words.shape, buckets))
+    return runs.over(mask, work, buckets=buckets)
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "by_slice"))
@@ -82,14 +81,13 @@ def table(labels, n, hu, artery, spacing_mm, *, capacity=CAPACITIES[0], by_slice
     by_slice: also area and peak of each lesion in each slice, 8 bytes each: a million lesions of 256 slices would be 2 GB.
     """
     before = jnp.pad(labels[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
-    packed = runs.find(labels > 0, labels != before)
     spacing_mm = jnp.asarray(spacing_mm, jnp.float32)
 
-    def work(found):
+    def work(found, packed):
         row = jnp.where(found.valid, labels[runs.place(found, labels.shape)] - 1, capacity)
         return _measure(found, packed.n, row, hu, artery, capacity, by_slice)
 
-    sums, tops, peaks, areas, slice_peaks = runs.in_bucket(work, packed)
+    sums, tops, peaks, areas, slice_peaks = runs.over(labels > 0, work, breaks=labels != before)
     return _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, labels.shape)
 
 
@@ -97,13 +95,12 @@ def table(labels, n, hu, artery, spacing_mm, *, capacity=CAPACITIES[0], by_slice
 def find(mask, hu, artery, spacing_mm, *, connectivity=26, capacity=CAPACITIES[0], by_slice=True):
     """`label` and `table` at once, without the volume of labels, which costs more than all the rest; options of both."""
     mask = mask.astype(bool)
-    packed = runs.find(mask)
 
-    def work(found):
+    def work(found, packed):
         component, n = runs.components(found, packed, mask.shape, connectivity=connectivity)
         return n, _measure(found, packed.n, jnp.where(found.valid, component - 1, capacity), hu, artery, capacity, by_slice)
 
-    n, measured = runs.in_bucket(work, packed)
+    n, measured = runs.over(mask, work)
     return _as_table(n, capacity, *measured, jnp.asarray(spacing_mm, jnp.float32), mask.shape)
 
 

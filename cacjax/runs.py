@@ -6,7 +6,8 @@ Everything after packing costs what the runs cost. Their number is known only on
 per capacity (`BUCKETS`, and one that holds any mask of the shape) and `lax.switch` takes the smallest that fits: nothing is lost
 and nothing returns to the host. Work on more than `CHUNK` runs goes chunk by chunk, so that a branch for many runs, whose memory
 is set aside even where it is not taken, stays near 100 bytes a run, and only chunks with runs in them are worked on.
-Small branches never touch the whole mask again; in large ones a prefix of all words answers faster. What is a chain of
+Small branches never touch the whole mask again; in large ones a prefix of all words answers faster. A mask of few voxels is not
+even packed as a whole (`over`): one pass at the speed of memory finds the groups of rows that hold any, and only those are kept. What is a chain of
 dependent steps (joining, running maxima) is one scalar loop on a CPU and parallel rounds elsewhere (`lax.platform_dependent`).
 Counts are int32: at most 2^31 - 1 voxels.
 """
@@ -23,21 +24,28 @@ from cacjax import union
 from cacjax.words import WORD, bisect, pack, popcount, running_max, running_sum, select, unpack, up_to
 
 BUCKETS = (1 << 12, 1 << 16, 1 << 20, 1 << 22)
+GROUP, KEPT = 32, 512  # rows that are kept or left out together; groups that a sparse mask may fill
+_AT_ONCE = 32  # groups packed at once
+_LEAST_CHUNK = 1 << 9
 CONNECTIVITY = (4, 8, 6, 18, 26)
 CHUNK = 1 << 18
 _SPARSE = 64  # a branch is small where it has this many words of the mask a run, and rows are no longer than this
 
 
 class Mask(NamedTuple):
-    """A packed mask: `words` uint32 [z*y, words], runs before each row (`heads`, [z*y]), their number `n`.
+    """A packed mask: `words` uint32 [rows, words], runs before each row (`heads`, [rows]), their number `n`.
 
     starts: first bits of runs where they are not simply those of the ones in each word (see `find`), else None.
+    group: None where the rows are those of the volume, z*y. Else the groups of `GROUP` rows that are kept, ascending, int32 [KEPT + 1];
+    slot: the place of every group of the volume among them, that of an empty one (KEPT) where it is not kept.
     """
 
     words: jax.Array
     starts: jax.Array | None
     heads: jax.Array
     n: jax.Array
+    group: jax.Array | None = None
+    slot: jax.Array | None = None
 
 
 class Runs(NamedTuple):
@@ -57,17 +65,68 @@ def find(mask, breaks=None):
     return index(pack(mask).reshape(-1, width), None if breaks is None else pack(breaks).reshape(-1, width))
 
 
+def over(mask, work, *, breaks=None, buckets=BUCKETS):
+    """`work(runs, packed)` on the runs of a bool mask [z, y, x] and its `Mask`, in the smallest bucket that holds them; breaks: see
+    `find`. Where at most `KEPT` groups of rows hold a voxel and the first bucket their runs, the other rows are read just once."""
+    shape = mask.shape[0] * mask.shape[1], -(-mask.shape[2] // WORD)
+
+    def dense():
+        packed = find(mask, breaks)
+        return in_bucket(lambda runs: work(runs, packed), packed, capacities(shape, buckets))
+
+    if shape[0] <= KEPT * GROUP:
+        return dense()
+    full = _grouped(mask)
+    full = lax.optimization_barrier(lax.reduce(full, np.bool_(False), lax.bitwise_or, (1,))).any(1)
+    few = _keep(mask, breaks, lax.optimization_barrier(full))
+    capacity = min(buckets)
+    fits = (full.sum(dtype=jnp.int32) <= KEPT) & (few.n <= capacity)
+    return lax.cond(fits, lambda: work(_compact(few, capacity), few), dense)
+
+
+def _grouped(mask):
+    """A mask [z, y, x] as [groups, GROUP, x]."""
+    rows = mask.reshape(-1, mask.shape[-1])
+    return jnp.pad(rows, ((0, -rows.shape[0] % GROUP), (0, 0))).reshape(-1, GROUP, mask.shape[-1])
+
+
+def _keep(mask, breaks, full):
+    """The `Mask` of the first KEPT groups of rows that are `full` [groups], and an empty one behind them."""
+    group = jnp.nonzero(full, size=KEPT + 1, fill_value=full.size)[0].astype(jnp.int32)
+    slot = jnp.full((full.size,), KEPT, jnp.int32).at[group].set(jnp.arange(KEPT + 1, dtype=jnp.int32), mode="drop")
+    width = -(-mask.shape[-1] // WORD)
+    volumes = [_grouped(volume) for volume in (mask, breaks) if volume is not None]
+
+    def some(i, state):
+        at = lax.dynamic_slice_in_dim(group, i * _AT_ONCE, _AT_ONCE)
+        words = [pack(volume.at[at].get(mode="fill", fill_value=False)).reshape(-1, width) for volume in volumes]
+        parts = *words, popcount(_first_bits(*words)).sum(1, dtype=jnp.int32)
+        return tuple(lax.dynamic_update_slice_in_dim(all, part, i * _AT_ONCE * GROUP, 0) for all, part in zip(state, parts))
+
+    rows = (KEPT + 1) * GROUP
+    state = (*(jnp.zeros((rows, width), jnp.uint32) for _ in volumes), jnp.zeros((rows,), jnp.int32))
+    n = jnp.minimum(full.sum(dtype=jnp.int32), KEPT)
+    *words, totals = lax.fori_loop(0, (n + _AT_ONCE - 1) // _AT_ONCE, some, state)
+    starts = None if breaks is None else _first_bits(*words)
+    return Mask(words[0], starts, *_heads(totals, width), group, slot)
+
+
 def index(words, breaks=None):
     """`find` on packed words [rows, words] and breaks of the same shape."""
     words = lax.optimization_barrier(words)
-    starts = None if breaks is None else lax.optimization_barrier(_first_bits(words) | (words & breaks))
+    starts = None if breaks is None else lax.optimization_barrier(_first_bits(words, breaks))
     totals = popcount(_first_bits(words) if starts is None else starts).sum(1, dtype=jnp.int32)
-    ends = running_sum(totals, most=words.shape[1] * WORD)
-    return Mask(words, starts, *lax.optimization_barrier((ends - totals, ends[-1])))
+    return Mask(words, starts, *_heads(totals, words.shape[1]))
 
 
-def _first_bits(words):
-    return words & ~(words << 1)
+def _heads(totals, width):
+    """Runs before each row, and all, from those of each row."""
+    ends = running_sum(totals, most=width * WORD)
+    return lax.optimization_barrier((ends - totals, ends[-1]))
+
+
+def _first_bits(words, breaks=np.uint32(0)):
+    return words & (~(words << 1) | breaks)
 
 
 def _starts(mask, word=None):
@@ -106,9 +165,9 @@ def in_chunks(work, *arrays, n=None):
     n: how many slots are in use (default all); chunks beyond are not worked on and come out as zeros.
     """
     capacity = arrays[0].shape[0]
-    if capacity <= CHUNK:
+    if _chunk(capacity) == capacity:
         return work(*arrays)
-    kinds = jax.eval_shape(work, *(jax.ShapeDtypeStruct((CHUNK, *a.shape[1:]), a.dtype) for a in arrays))
+    kinds = jax.eval_shape(work, *(jax.ShapeDtypeStruct((_chunk(capacity), *a.shape[1:]), a.dtype) for a in arrays))
     empty = jax.tree.map(lambda a: jnp.zeros((capacity, *a.shape[1:]), a.dtype), kinds)
 
     def step(results, start, *parts):
@@ -119,18 +178,43 @@ def in_chunks(work, *arrays, n=None):
 
 def fold_chunks(step, carry, *arrays, n=None):
     """`carry = step(carry, *arrays)` over arrays [capacity, ..], a chunk at a time; chunks beyond slot n are left out."""
-    if arrays[0].shape[0] <= CHUNK:
+    if _chunk(arrays[0].shape[0]) == arrays[0].shape[0]:
         return step(carry, *arrays)
     return _over_chunks(lambda state, start, *parts: step(state, *parts), carry, arrays, n)
 
 
 def _over_chunks(step, state, arrays, n):
-    chunks = arrays[0].shape[0] // CHUNK
+    size = _chunk(arrays[0].shape[0])
+    chunks = arrays[0].shape[0] // size
 
     def body(i, state):
-        return step(state, i * CHUNK, *(lax.dynamic_slice_in_dim(a, i * CHUNK, CHUNK) for a in arrays))
+        return step(state, i * size, *(lax.dynamic_slice_in_dim(a, i * size, size) for a in arrays))
 
-    return lax.fori_loop(0, chunks if n is None else jnp.minimum((n + CHUNK - 1) // CHUNK, chunks), body, state)
+    return lax.fori_loop(0, chunks if n is None else jnp.minimum((n + size - 1) // size, chunks), body, state)
+
+
+def _chunk(capacity):
+    """Slots worked on at once: on a CPU, where work on empty slots takes time, an eighth of a smaller bucket."""
+    if capacity > CHUNK:
+        return CHUNK
+    part = max(capacity // 8, _LEAST_CHUNK)
+    return part if jax.default_backend() == "cpu" and capacity % part == 0 else capacity
+
+
+def _kept(mask, word):
+    """Where in `mask.words` words of the volume lie, by their flat index."""
+    if mask.slot is None:
+        return word
+    row, column = jnp.divmod(word, mask.words.shape[1])
+    return (mask.slot[row // GROUP] * GROUP + row % GROUP) * mask.words.shape[1] + column
+
+
+def _in_volume(mask, word):
+    """Flat index in the volume of words of `mask.words`: the other way round."""
+    if mask.group is None:
+        return word
+    row, column = jnp.divmod(word, mask.words.shape[1])
+    return (mask.group[row // GROUP] * GROUP + row % GROUP) * mask.words.shape[1] + column
 
 
 def _is_small(mask, capacity):
@@ -147,7 +231,7 @@ def _compact(mask, capacity):
     """The first `capacity` runs: row from the heads, word within the row, bits by popcounts in the word."""
     node = jnp.arange(capacity, dtype=jnp.int32)
     if _is_small(mask, capacity):
-        found = _locate(mask, node, *_words_of_few(mask, node))
+        found = in_chunks(lambda node: _locate(mask, node, *_words_of_few(mask, node)), node, n=mask.n)
     else:
         before = _before(mask)
         filled = jnp.append(mask.heads[1:], mask.n) > mask.heads
@@ -182,7 +266,7 @@ def _locate(mask, node, word, rank):
     starts, ones = _starts(mask, word), mask.words.ravel()[word]
     start = select(starts, rank)
     stops = (ones & ~((ones & ~starts) >> 1)) >> start.astype(jnp.uint32)
-    return word, start, start + popcount((stops & (~stops + 1)) - 1) * valid, valid
+    return _in_volume(mask, word), start, start + popcount((stops & (~stops + 1)) - 1) * valid, valid
 
 
 def place(runs, shape):
@@ -220,7 +304,12 @@ def _ranks(runs, mask):
 
         return lambda word, bit: bisect(word, capacity, lambda at: is_before(at, word, bit))
     before = _before(mask)
-    return lambda word, bit: before[word] + popcount(_starts(mask, word) & up_to(bit)) - 1
+
+    def rank(word, bit):
+        at = _kept(mask, word)
+        return before[at] + popcount(_starts(mask, at) & up_to(bit)) - 1
+
+    return rank
 
 
 def _link(mask, shape, connectivity, rank, node, *run):
@@ -230,18 +319,18 @@ def _link(mask, shape, connectivity, rank, node, *run):
     to the right where diagonals count. So each run asks about its own first voxel only, in the rows around it.
     """
     runs, width = Runs(*run), mask.words.shape[1]
-    words = mask.words.ravel()
+    read = lambda word: mask.words.ravel()[_kept(mask, word)]  # noqa: E731
     column = runs.word % width
     z, y = (runs.word // width) // shape[1], (runs.word // width) % shape[1]
     bit = runs.start.astype(jnp.uint32)
-    carries = (column > 0) & (words[jnp.maximum(runs.word - 1, 0)] >> 31 == 1)
+    carries = (column > 0) & (read(jnp.maximum(runs.word - 1, 0)) >> 31 == 1)
 
     def touch(dz, dy, diagonal):
         inside = runs.valid & (z + dz >= 0) & (z + dz < shape[0]) & (y + dy >= 0) & (y + dy < shape[1])
         other = jnp.where(inside, runs.word + (dz * shape[1] + dy) * width, 0)
-        ones = words[other]
+        ones = read(other)
         if diagonal:
-            carried = jnp.where(column > 0, words[jnp.maximum(other - 1, 0)] >> 31, jnp.uint32(0))
+            carried = jnp.where(column > 0, read(jnp.maximum(other - 1, 0)) >> 31, jnp.uint32(0))
             ones = ones | (ones << 1) | carried
         return inside & ((ones >> bit) & 1 == 1), other
 
@@ -266,7 +355,7 @@ def _add_corners(faces, touch, diagonal):
 
 def paint(values, runs, mask, *, shape):
     """A volume [z, y, x] with `values` [capacity] on the voxels of each run and 0 elsewhere; the dtype of `values`."""
-    words = mask.words.size
+    words = shape[0] * shape[1] * mask.words.shape[1]
     if values.shape[0] < words:
         on = (bits(runs)[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1 == 1
         rows = jnp.zeros((words, WORD), values.dtype)

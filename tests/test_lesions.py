@@ -54,6 +54,42 @@ def test_label_few_runs_in_a_large_mask(connectivity, seed, density):
     assert_as_scipy(mask, connectivity, buckets=(16, 512))
 
 
+def scattered(shape, count, seed=0):
+    """Every `count`th part of the volume holds one small box."""
+    mask = np.zeros(np.prod(shape), bool)
+    mask[np.random.default_rng(seed).choice(mask.size, count, replace=False)] = True
+    return ndimage.binary_dilation(mask.reshape(shape), np.ones((2, 2, 3)))
+
+
+@pytest.mark.parametrize("connectivity", runs.CONNECTIVITY)
+def test_label_of_a_mask_of_which_few_rows_are_kept(connectivity):
+    for count in (0, 1, 40, 120, 400):  # from about 300 on more groups of rows hold voxels than are kept
+        assert_as_scipy(scattered((34, 499, 37), count, count), connectivity, buckets=(200,))  # 120 have too many runs
+
+
+def test_as_many_rows_and_runs_as_are_kept_and_one_above():
+    for groups in (runs.KEPT - 1, runs.KEPT, runs.KEPT + 1):
+        for extra in (0, 1):
+            mask = np.zeros((33, 512, 40), bool)
+            mask.reshape(-1, runs.GROUP, 40)[:groups, -1, ::20] = True
+            mask[0, 0, :extra] = True
+            assert_as_scipy(mask, 26, buckets=(2 * runs.KEPT,))
+
+
+def test_table_of_kept_rows_is_that_of_all(monkeypatch):
+    mask = scattered((33, 512, 40), 60)
+    rng = np.random.default_rng(1)
+    hu, artery = rng.normal(300, 99, mask.shape).astype(np.float32), rng.integers(0, 4, mask.shape).astype(np.uint8)
+    find = lambda *a: lesions.find.__wrapped__(*a, SPACING, connectivity=6, by_slice=False)  # noqa: E731
+    labels, n = lesions.label(mask, connectivity=6, buckets=(4096,))
+    monkeypatch.setattr(runs, "BUCKETS", (4096,))
+    kept = [jax.jit(find)(mask, hu, artery), lesions.table.__wrapped__(labels, n, hu, artery, SPACING, by_slice=False)]
+    monkeypatch.setattr(runs, "KEPT", mask.size)
+    of_all = jax.jit(lambda *a: find(*a))(mask, hu, artery)
+    for table in kept:
+        jax.tree.map(np.testing.assert_array_equal, table, of_all)
+
+
 def test_label_of_rows_longer_than_a_small_branch_takes():
     mask = np.random.default_rng(1).random((2, 3, 40_000)) < 0.001
     assert_as_scipy(mask, 26, buckets=(16, 512))

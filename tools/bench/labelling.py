@@ -58,13 +58,12 @@ PACKAGES = ("jax", "jaxlib", "numpy", "scipy", "scikit-image", "connected-compon
 @functools.partial(jax.jit, static_argnames="connectivity")
 def number_runs(mask, *, connectivity):
     """Number of components, and the sum over runs of component times voxels (modulo 2^32)."""
-    packed = runs.find(mask)
 
-    def work(found):
+    def work(found, packed):
         component, n = runs.components(found, packed, mask.shape, connectivity=connectivity)
         return n, (component * runs.popcount(runs.bits(found))).sum()
 
-    return runs.in_bucket(work, packed)
+    return runs.over(mask, work)
 
 
 def structure(connectivity: int) -> np.ndarray:
