@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cacjax import runs, words
+from cacjax import links, runs, words
 
 N_CLASSES = 7  # background and six arteries and valves
 CAPACITIES = (512, 4096, 65536, 1 << 20)
@@ -68,7 +68,7 @@ def label(mask, *, connectivity=26, buckets=runs.BUCKETS):
     mask = mask.astype(bool)
 
     def work(found, packed):
-        component, n = runs.components(found, packed, mask.shape, connectivity=connectivity)
+        component, n = links.components(found, packed, mask.shape, connectivity=connectivity)
         return runs.paint(component, found, packed, shape=mask.shape), n
 
     return runs.over(mask, work, buckets=buckets)
@@ -97,7 +97,7 @@ def find(mask, hu, artery, spacing_mm, *, connectivity=26, capacity=CAPACITIES[0
     mask = mask.astype(bool)
 
     def work(found, packed):
-        component, n = runs.components(found, packed, mask.shape, connectivity=connectivity)
+        component, n = links.components(found, packed, mask.shape, connectivity=connectivity)
         return n, _measure(found, packed.n, jnp.where(found.valid, component - 1, capacity), hu, artery, capacity, by_slice)
 
     n, measured = runs.over(mask, work)
@@ -245,7 +245,7 @@ def _grow(detected, hu, threshold_hu, heart, least, most, *, mode, steps):
     packed = runs.find(candidates)
 
     def work(found):
-        component, _ = runs.components(found, packed, hu.shape, connectivity=6 if mode == "paper" else 26)
+        component, _ = links.components(found, packed, hu.shape, connectivity=6 if mode == "paper" else 26)
         capacity = component.shape[0]
 
         def tally(sums, row, *run):
@@ -292,7 +292,7 @@ def _cut(grown, heart, removed, *, steps):
     packed = runs.find(grown > 0)
 
     def work(found):
-        component, _ = runs.components(found, packed, grown.shape, connectivity=26)
+        component, _ = links.components(found, packed, grown.shape, connectivity=26)
         capacity = component.shape[0]
         row = jnp.where(found.valid, component - 1, capacity)
         size = jnp.zeros((capacity,), jnp.int32).at[row].add(runs.popcount(runs.bits(found)), mode="drop")

@@ -1,4 +1,4 @@
-"""Runs of ones in a 3D mask and the union-find that joins them: the engine under `lesions` and `scores`.
+"""Runs of ones in a 3D mask, which `links` joins to components: the engine under `lesions` and `scores`.
 
 A mask [z, y, x] is packed into 32-bit words; a node is a maximal run of ones inside one word, numbered in raster order, so the
 smallest node of a component holds its first voxel and dense labels come out in the order of `scipy.ndimage.label`.
@@ -6,13 +6,12 @@ Everything after packing costs what the runs cost. Their number is known only on
 per capacity (`BUCKETS`, and one that holds any mask of the shape) and `lax.switch` takes the smallest that fits: nothing is lost
 and nothing returns to the host. Work on more than `CHUNK` runs goes chunk by chunk, so that a branch for many runs, whose memory
 is set aside even where it is not taken, stays near 100 bytes a run, and only chunks with runs in them are worked on.
-Small branches never touch the whole mask again; in large ones a prefix of all words answers faster. A mask of few voxels is not
-even packed as a whole (`over`): one pass at the speed of memory finds the groups of rows that hold any, and only those are kept. What is a chain of
-dependent steps (joining, running maxima) is one scalar loop on a CPU and parallel rounds elsewhere (`lax.platform_dependent`).
-Counts are int32: at most 2^31 - 1 voxels.
+Small branches never touch the whole mask again; in large ones a prefix of all words answers faster. A mask of few voxels is
+not even packed as a whole (`over`): one pass at the speed of memory finds the groups of rows that hold any, and only those are kept.
+What is a chain of dependent steps (running maxima, joining) is one scalar loop on a CPU and parallel rounds elsewhere
+(`lax.platform_dependent`). Counts are int32: at most 2^31 - 1 voxels.
 """
 
-import functools
 from typing import NamedTuple
 
 import jax
@@ -20,14 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cacjax import union
-from cacjax.words import WORD, bisect, pack, popcount, running_max, running_sum, select, unpack, up_to
+from cacjax.words import WORD, bisect, pack, popcount, running_max, select, sum_before, take, unpack, up_to
 
 BUCKETS = (1 << 12, 1 << 16, 1 << 20, 1 << 22)
 GROUP, KEPT = 32, 512  # rows that are kept or left out together; groups that a sparse mask may fill
 _AT_ONCE = 32  # groups packed at once
 _LEAST_CHUNK = 1 << 9
-CONNECTIVITY = (4, 8, 6, 18, 26)
 CHUNK = 1 << 18
 _SPARSE = 64  # a branch is small where it has this many words of the mask a run, and rows are no longer than this
 
@@ -121,18 +118,19 @@ def index(words, breaks=None):
 
 def _heads(totals, width):
     """Runs before each row, and all, from those of each row."""
-    ends = running_sum(totals, most=width * WORD)
-    return lax.optimization_barrier((ends - totals, ends[-1]))
+    heads = sum_before(totals, most=width * WORD)
+    return lax.optimization_barrier((heads, heads[-1] + totals[-1]))
 
 
-def _first_bits(words, breaks=np.uint32(0)):
-    return words & (~(words << 1) | breaks)
+def _first_bits(words, breaks=None):
+    apart = ~(words << 1)
+    return words & (apart if breaks is None else apart | breaks)
 
 
-def _starts(mask, word=None):
+def starts_of(mask, word=None):
     """First bits of runs: of all words, or of those at flat indices."""
     every = mask.words if mask.starts is None else mask.starts
-    some = every if word is None else every.ravel()[word]
+    some = every if word is None else take(every.ravel(), word)
     return _first_bits(some) if mask.starts is None else some
 
 
@@ -201,42 +199,47 @@ def _chunk(capacity):
     return part if jax.default_backend() == "cpu" and capacity % part == 0 else capacity
 
 
-def _kept(mask, word):
+def kept(mask, word):
     """Where in `mask.words` words of the volume lie, by their flat index."""
-    if mask.slot is None:
-        return word
-    row, column = jnp.divmod(word, mask.words.shape[1])
-    return (mask.slot[row // GROUP] * GROUP + row % GROUP) * mask.words.shape[1] + column
+    return word if mask.slot is None else _regrouped(mask.slot, word, mask.words.shape[1])
 
 
 def _in_volume(mask, word):
     """Flat index in the volume of words of `mask.words`: the other way round."""
-    if mask.group is None:
-        return word
-    row, column = jnp.divmod(word, mask.words.shape[1])
-    return (mask.group[row // GROUP] * GROUP + row % GROUP) * mask.words.shape[1] + column
+    return word if mask.group is None else _regrouped(mask.group, word, mask.words.shape[1])
 
 
-def _is_small(mask, capacity):
+def _regrouped(places, word, width):
+    row, column = split(word, width)
+    group, within = split(row, GROUP)
+    return ((take(places, group).astype(jnp.uint32) * GROUP + within) * width + column).astype(jnp.int32)
+
+
+def split(at, size):
+    """Quotient and remainder of whole numbers from 0 up, uint32: without the sign they are shifts where size is a power of two."""
+    at = at.astype(jnp.uint32)
+    return at // size, at % size
+
+
+def is_small(mask, capacity):
     return capacity * _SPARSE <= mask.words.size and mask.words.shape[1] <= _SPARSE
 
 
-def _before(mask):
+def runs_before(mask):
     """Runs before each word, int32 [words]: one pass over the mask, for large branches."""
-    counts = popcount(_starts(mask).ravel())
-    return lax.optimization_barrier(running_sum(counts, most=WORD) - counts)
+    return lax.optimization_barrier(sum_before(popcount(starts_of(mask).ravel()), most=WORD))
 
 
 def _compact(mask, capacity):
     """The first `capacity` runs: row from the heads, word within the row, bits by popcounts in the word."""
     node = jnp.arange(capacity, dtype=jnp.int32)
-    if _is_small(mask, capacity):
+    if is_small(mask, capacity):
         found = in_chunks(lambda node: _locate(mask, node, *_words_of_few(mask, node)), node, n=mask.n)
     else:
-        before = _before(mask)
+        before = runs_before(mask)
         filled = jnp.append(mask.heads[1:], mask.n) > mask.heads
         marks = jnp.zeros((capacity,), jnp.int32).at[jnp.where(filled, mask.heads, capacity)]
-        row = running_max(marks.max(jnp.arange(mask.heads.size, dtype=jnp.int32), mode="drop"))
+        row = running_max(marks.max(jnp.arange(mask.heads.size, dtype=jnp.int32), mode="drop"), jnp.minimum(mask.n, capacity))
         found = in_chunks(lambda *part: _locate(mask, part[0], *_words_of_many(mask, before, *part)), node, row, n=mask.n)
     return Runs(*lax.optimization_barrier(found))
 
@@ -245,7 +248,7 @@ def _words_of_few(mask, node):
     """Word of each run and its rank in it: a bisection on the heads, then all words of its row."""
     width = mask.words.shape[1]
     row = bisect(node, mask.heads.size, lambda at: mask.heads[at] <= node)
-    counts = popcount(_starts(mask, row[:, None] * width + jnp.arange(width)))
+    counts = popcount(starts_of(mask, row[:, None] * width + jnp.arange(width)))
     ends = jnp.cumsum(counts, 1)
     rank = node - mask.heads[row]
     word = jnp.minimum((ends <= rank[:, None]).sum(1, dtype=jnp.int32), width - 1)
@@ -256,14 +259,14 @@ def _words_of_few(mask, node):
 def _words_of_many(mask, before, node, row):
     """Word of each run and its rank in it: a bisection on the prefix of the words of its row."""
     width = mask.words.shape[1]
-    word = row * width + bisect(node, width, lambda at: before[row * width + at] <= node)
-    return word, node - before[word]
+    word = row * width + bisect(node, width, lambda at: take(before, row * width + at) <= node)
+    return word, node - take(before, word)
 
 
 def _locate(mask, node, word, rank):
     valid = node < mask.n
     word, rank = jnp.where(valid, word, 0), jnp.where(valid, rank, 0)
-    starts, ones = _starts(mask, word), mask.words.ravel()[word]
+    starts, ones = starts_of(mask, word), take(mask.words.ravel(), word)
     start = select(starts, rank)
     stops = (ones & ~((ones & ~starts) >> 1)) >> start.astype(jnp.uint32)
     return _in_volume(mask, word), start, start + popcount((stops & (~stops + 1)) - 1) * valid, valid
@@ -271,86 +274,15 @@ def _locate(mask, node, word, rank):
 
 def place(runs, shape):
     """(z, y, x) of the first voxel of each run in a volume of this shape, int32 [capacity]."""
-    width = -(-shape[2] // WORD)
-    row = runs.word // width
-    return row // shape[1], row % shape[1], (runs.word % width) * WORD + runs.start
+    row, column = split(runs.word, -(-shape[2] // WORD))
+    z, y, x = *split(row, shape[1]), column * WORD
+    return z.astype(jnp.int32), y.astype(jnp.int32), x.astype(jnp.int32) + runs.start
 
 
 def bits(runs):
     """The ones of each run inside its word, uint32; 0 where the slot is not in use."""
     ones = up_to(runs.stop) & ~((jnp.uint32(1) << runs.start.astype(jnp.uint32)) - 1)
     return jnp.where(runs.valid, ones, jnp.uint32(0))
-
-
-def components(runs, mask, shape, *, connectivity):
-    """Dense component numbers from 1 in raster order, int32 [capacity] (0 where not in use), and how many there are."""
-    if connectivity not in CONNECTIVITY:
-        raise ValueError(f"connectivity must be one of {CONNECTIVITY}, got {connectivity!r}")
-    node = jnp.arange(runs.word.shape[0], dtype=jnp.int32)
-    link = functools.partial(_link, mask, shape, connectivity, _ranks(runs, mask))
-    parent, edges = lax.optimization_barrier(in_chunks(link, node, *runs, n=mask.n))
-    number, n = union.number(parent, edges, mask.n)
-    return jnp.where(runs.valid, number, 0), n
-
-
-def _ranks(runs, mask):
-    """`rank(word, bit)`: the last run that starts at or before that bit of that word, of which there is one."""
-    capacity = runs.word.shape[0]
-    if _is_small(mask, capacity):
-        words = jnp.where(runs.valid, runs.word, np.iinfo(np.int32).max)
-
-        def is_before(at, word, bit):
-            return (words[at] < word) | ((words[at] == word) & (runs.start[at] <= bit))
-
-        return lambda word, bit: bisect(word, capacity, lambda at: is_before(at, word, bit))
-    before = _before(mask)
-
-    def rank(word, bit):
-        at = _kept(mask, word)
-        return before[at] + popcount(_starts(mask, at) & up_to(bit)) - 1
-
-    return rank
-
-
-def _link(mask, shape, connectivity, rank, node, *run):
-    """Initial parents (a run that goes on from the word before hangs on it) and at most 4 edges a run, a tuple of int32 [capacity].
-
-    Two runs in neighbouring rows touch exactly when the first voxel of one lies inside the other, the other grown by one voxel
-    to the right where diagonals count. So each run asks about its own first voxel only, in the rows around it.
-    """
-    runs, width = Runs(*run), mask.words.shape[1]
-    read = lambda word: mask.words.ravel()[_kept(mask, word)]  # noqa: E731
-    column = runs.word % width
-    z, y = (runs.word // width) // shape[1], (runs.word // width) % shape[1]
-    bit = runs.start.astype(jnp.uint32)
-    carries = (column > 0) & (read(jnp.maximum(runs.word - 1, 0)) >> 31 == 1)
-
-    def touch(dz, dy, diagonal):
-        inside = runs.valid & (z + dz >= 0) & (z + dz < shape[0]) & (y + dy >= 0) & (y + dy < shape[1])
-        other = jnp.where(inside, runs.word + (dz * shape[1] + dy) * width, 0)
-        ones = read(other)
-        if diagonal:
-            carried = jnp.where(column > 0, read(jnp.maximum(other - 1, 0)) >> 31, jnp.uint32(0))
-            ones = ones | (ones << 1) | carried
-        return inside & ((ones >> bit) & 1 == 1), other
-
-    faces = [touch(0, -1, connectivity in (8, 18, 26)), touch(0, 1, connectivity in (8, 18, 26))]
-    if connectivity in (6, 18, 26):
-        faces += [touch(-1, 0, connectivity != 6), touch(1, 0, connectivity != 6)]
-    if connectivity in (18, 26):
-        faces = _add_corners(faces, touch, connectivity == 26)
-    edges = tuple(jnp.where(hit, rank(at, runs.start), node) for hit, at in faces)
-    return jnp.where(runs.valid & (runs.start == 0) & carries, node - 1, node), edges
-
-
-def _add_corners(faces, touch, diagonal):
-    """Edges to rows across a corner. One is needed only where both rows that share a face with it miss: it takes a free slot."""
-    missed = [~hit for hit, _ in faces]
-    for dz, dy, slot, other in ((-1, -1, 2, 0), (-1, 1, 1, 2), (1, 1, 3, 1), (1, -1, 0, 3)):
-        hit, at = touch(dz, dy, diagonal)
-        use = hit & missed[slot] & missed[other]
-        faces[slot] = (faces[slot][0] | use, jnp.where(use, at, faces[slot][1]))
-    return faces
 
 
 def paint(values, runs, mask, *, shape):
@@ -361,7 +293,7 @@ def paint(values, runs, mask, *, shape):
         rows = jnp.zeros((words, WORD), values.dtype)
         rows = rows.at[runs.word].add(jnp.where(on, values[:, None], 0), mode="promise_in_bounds")
     else:
-        node = _before(mask)[:, None] + popcount(_starts(mask).reshape(-1, 1) & up_to(jnp.arange(WORD))) - 1
+        node = runs_before(mask)[:, None] + popcount(starts_of(mask).reshape(-1, 1) & up_to(jnp.arange(WORD))) - 1
         on = unpack(mask.words.reshape(-1, 1), WORD)
         rows = jnp.where(on, values[jnp.clip(node, 0, values.shape[0] - 1)], 0)
     return rows.reshape(shape[0], shape[1], -1)[:, :, : shape[2]]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cacjax import lesions, rules, runs
+from cacjax import lesions, links, rules, runs
 
 CLASSES = ("background", "LAD", "LCX", "RCA", "TAC", "AV", "MV")
 CORONARY = (1, 2, 3)
@@ -162,8 +162,8 @@ def count(regions, hu, numbers, *, n_regions, connectivity, peak, buckets=runs.B
     stack = (n_regions * depth, height, width)
 
     def work(found):
-        component, _ = runs.components(found, packed, stack, connectivity=connectivity)
-        lesion = component if in_3d else runs.components(found, packed, stack, connectivity=26)[0]
+        component, _ = links.components(found, packed, stack, connectivity=connectivity)
+        lesion = component if in_3d else links.components(found, packed, stack, connectivity=26)[0]
         z = runs.place(found, stack)[0]
         region = jnp.where(found.valid, z // depth, n_regions)
         ones = runs.bits(found)

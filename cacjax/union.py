@@ -18,22 +18,29 @@ def number(parent, edges, n):
 def number_serial(parent, edges, n):
     """`number` on one thread in tight scalar loops (CPU): follow parents, hang the larger root under the smaller."""
 
+    def get(values, at):
+        return lax.dynamic_index_in_dim(values, at, keepdims=False)
+
+    def put(values, at, value):
+        return lax.dynamic_update_index_in_dim(values, value, at, 0)
+
     def root(parent, node):
-        return lax.while_loop(lambda i: parent[i] != i, lambda i: parent[i], node)
+        return lax.while_loop(lambda i: get(parent, i) != i, lambda i: get(parent, i), node)
 
     def join(node, parent):
+        top = root(parent, node)
         for slot in edges:
-            other = slot[node]
-            a, b = root(parent, node), root(parent, other)
-            low = jnp.minimum(a, b)
-            parent = parent.at[jnp.maximum(a, b)].set(low).at[node].set(low).at[other].set(low)
-        return parent
+            other = get(slot, node)
+            its = root(parent, jnp.where(other == node, top, other))
+            low = jnp.minimum(top, its)
+            parent, top = put(put(parent, jnp.maximum(top, its), low), other, low), low
+        return put(parent, node, top)
 
     def name(node, state):
         count, number = state
-        above = parent[node]
+        above = get(parent, node)
         count += above == node
-        return count, number.at[node].set(jnp.where(above == node, count, number[above]))
+        return count, put(number, node, jnp.where(above == node, count, get(number, above)))
 
     parent = lax.fori_loop(0, n, join, parent)
     # Parents are smaller than children, so one ascending pass finds every root before what hangs on it.

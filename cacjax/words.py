@@ -40,34 +40,50 @@ def windows(volume, words, ones):
     return lax.optimization_barrier(values), ones << (wanted - base).astype(jnp.uint32)
 
 
+def take(values, at):
+    """values[at] of a flat array at places known to lie inside: on CPU the usual care for others costs more than the reading."""
+    return values.at[at.astype(jnp.uint32)].get(mode="promise_in_bounds")
+
+
 def popcount(words):
     """Number of ones in each word, int32."""
     return lax.population_count(words).astype(jnp.int32)
 
 
 def running_sum(counts, *, most):
-    """Inclusive sum of counts [n] of 0..most, int32. Blocks go through a triangular matrix: a cumsum is slow on CPU."""
+    """Inclusive sum of counts [n] of 0..most, int32."""
+    return _sum(counts, most, own=True)
+
+
+def sum_before(counts, *, most):
+    """`running_sum` without the count at the place itself. Not their difference: unlike reshapes in one fusion are slow on CPU."""
+    return _sum(counts, most, own=False)
+
+
+def _sum(counts, most, own):
+    """Blocks go through a triangular matrix: a cumsum is slow on CPU."""
     n = counts.shape[0]
     if n < 4 * _BLOCK or most * _BLOCK > 1 << 24:  # float32 holds whole numbers up to there
-        return jnp.cumsum(counts, dtype=jnp.int32)
-    blocks = jnp.pad(counts, (0, -n % _BLOCK)).reshape(-1, _BLOCK).astype(jnp.float32)
-    triangle = np.triu(np.ones((_BLOCK, _BLOCK), np.float32))
-    sums = jnp.dot(blocks, triangle, precision=lax.Precision.HIGHEST).astype(jnp.int32)
-    carry = running_sum(sums[:, -1], most=most * _BLOCK) - sums[:, -1]
-    return (sums + carry[:, None]).ravel()[:n]
+        return jnp.cumsum(counts, dtype=jnp.int32) - (0 if own else counts)
+    blocks = lax.optimization_barrier(jnp.pad(counts, (0, -n % _BLOCK)).reshape(-1, _BLOCK).astype(jnp.float32))
+    triangle = np.triu(np.ones((_BLOCK, _BLOCK), np.float32), 0 if own else 1)
+    sums = lax.optimization_barrier(jnp.dot(blocks, triangle, precision=lax.Precision.HIGHEST))
+    totals = sums[:, -1] if own else sums[:, -1] + blocks[:, -1]
+    carry = _sum(totals.astype(jnp.int32), most * _BLOCK, own=False)
+    return (sums.astype(jnp.int32) + carry[:, None]).ravel()[:n]
 
 
-def running_max(values):
-    """Largest of values [n], none below 0, up to each."""
+def running_max(values, n):
+    """Largest of the first n values [..], none below 0, up to each of them; what comes after them is of no use."""
 
     def step(i, state):
-        top = jnp.maximum(state[0], values[i])
-        return top, state[1].at[i].set(top)
+        top = jnp.maximum(state[0], lax.dynamic_index_in_dim(values, i, keepdims=False))
+        return top, lax.dynamic_update_index_in_dim(state[1], top, i, 0)
 
-    def serial(values):
-        return lax.fori_loop(0, values.shape[0], step, (jnp.int32(0), jnp.zeros_like(values)))[1]
+    def serial(values, n):
+        return lax.fori_loop(0, n, step, (jnp.int32(0), values))[1]
 
-    return lax.platform_dependent(values, cpu=serial, default=lax.cummax)
+    return lax.platform_dependent(values, n, cpu=serial, default=lambda values, n: lax.cummax(values))
 
 
 def bisect(like, n, holds):

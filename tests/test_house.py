@@ -9,7 +9,7 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "cacjax").rglob("*.py"))
-KERNELS = ("spatial.py", "lesions.py", "scores.py", "losses.py", "runs.py", "words.py", "union.py")
+KERNELS = ("spatial.py", "lesions.py", "scores.py", "losses.py", "runs.py", "links.py", "words.py", "union.py")
 ENTRY_POINTS = ("train", "score", "evaluate", "experiments")
 TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "cacjax", "configs", "tests", "tools"}
 

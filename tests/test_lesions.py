@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cacjax import lesions, runs, union, words
+from cacjax import lesions, links, runs, union, words
 
 SHAPES = ((3, 40, 40), (4, 1, 33), (1, 1, 1))
 
@@ -34,7 +34,7 @@ def assert_as_scipy(mask, connectivity, **options):
     np.testing.assert_array_equal(labels, expected)
 
 
-@pytest.mark.parametrize("connectivity", runs.CONNECTIVITY)
+@pytest.mark.parametrize("connectivity", links.CONNECTIVITY)
 @pytest.mark.parametrize("shape", SHAPES)
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.02, 0.2, 0.4, 0.6, 0.95]))
@@ -44,13 +44,13 @@ def test_label_random(shape, connectivity, seed, density):
         assert_as_scipy(rng.random(shape) < density, connectivity)
 
 
-@pytest.mark.parametrize("connectivity", runs.CONNECTIVITY)
+@pytest.mark.parametrize("connectivity", links.CONNECTIVITY)
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.0001, 0.0003, 0.001]))
 def test_label_few_runs_in_a_large_mask(connectivity, seed, density):
     # Few enough beside the mask (1,280 words) for the branch that bisects instead of counting before every word; and one above.
     mask = ndimage.binary_dilation(np.random.default_rng(seed).random((4, 64, 150)) < density, np.ones((2, 2, 3)))
-    assert runs._is_small(runs.find(jnp.asarray(mask)), 16) and not runs._is_small(runs.find(jnp.asarray(mask)), 512)
+    assert runs.is_small(runs.find(jnp.asarray(mask)), 16) and not runs.is_small(runs.find(jnp.asarray(mask)), 512)
     assert_as_scipy(mask, connectivity, buckets=(16, 512))
 
 
@@ -61,7 +61,7 @@ def scattered(shape, count, seed=0):
     return ndimage.binary_dilation(mask.reshape(shape), np.ones((2, 2, 3)))
 
 
-@pytest.mark.parametrize("connectivity", runs.CONNECTIVITY)
+@pytest.mark.parametrize("connectivity", links.CONNECTIVITY)
 def test_label_of_a_mask_of_which_few_rows_are_kept(connectivity):
     for count in (0, 1, 40, 120, 400):  # from about 300 on more groups of rows hold voxels than are kept
         assert_as_scipy(scattered((34, 499, 37), count, count), connectivity, buckets=(200,))  # 120 have too many runs
@@ -121,7 +121,8 @@ def test_running_sum_and_max_are_exact():
     for most, n in ((1, 100_001), (16, 70_000), (1 << 20, 3000), (3, 5)):
         counts = rng.integers(0, most + 1, n, dtype=np.int32)
         np.testing.assert_array_equal(words.running_sum(jnp.asarray(counts), most=most), np.cumsum(counts, dtype=np.int32))
-        np.testing.assert_array_equal(words.running_max(jnp.asarray(counts)), np.maximum.accumulate(counts))
+        np.testing.assert_array_equal(words.sum_before(jnp.asarray(counts), most=most), np.cumsum(counts, dtype=np.int32) - counts)
+        np.testing.assert_array_equal(words.running_max(jnp.asarray(counts), len(counts)), np.maximum.accumulate(counts))
 
 
 def test_bench_writes_the_documented_rows(tmp_path):
@@ -182,7 +183,7 @@ def drawings():
 
 
 @pytest.mark.parametrize("name", list(drawings()))
-@pytest.mark.parametrize("connectivity", runs.CONNECTIVITY)
+@pytest.mark.parametrize("connectivity", links.CONNECTIVITY)
 def test_label_drawings(name, connectivity):
     assert_as_scipy(drawings()[name], connectivity)
 
@@ -193,9 +194,10 @@ def test_parallel_union_equals_serial(name):
     mask = drawings()[name]
     packed = runs.find(jnp.asarray(mask))
     found = runs._compact(packed, runs.capacities(packed.words.shape)[-1])
-    for connectivity in runs.CONNECTIVITY:
+    for connectivity in links.CONNECTIVITY:
         node = jnp.arange(found.word.shape[0], dtype=jnp.int32)
-        linked = runs._link(packed, mask.shape, connectivity, runs._ranks(found, packed), node, *found)
+        touched = links._touched(packed, mask.shape, connectivity, links._grown(found, packed), *found)
+        linked = links._link(packed, mask.shape, connectivity, links._ranks(found, packed), node, touched, *found)
         serial = jax.jit(union.number_serial)(*linked, packed.n)
         jax.tree.map(np.testing.assert_array_equal, jax.jit(union.number_parallel)(*linked, packed.n), serial)
 
