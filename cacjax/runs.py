@@ -222,6 +222,7 @@ def split(at, size):
 
 
 def is_small(mask, capacity):
+    """Whether a branch for this many runs does without a pass over all words of the mask."""
     return capacity * _SPARSE <= mask.words.size and mask.words.shape[1] <= _SPARSE
 
 
