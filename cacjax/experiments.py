@@ -4,12 +4,13 @@
     python -m cacjax.experiments uda-table2 --size tiny --seeds 3 --out runs/table2  Zhai 2022, Table 2, and further arms
 
 Every command that it runs is shown and can be run by hand; called again it goes on where it was stopped. On CPU two trainings run
-side by side. OUT/table.md, table.csv and results.json hold medians over the seeds with intervals by bootstrap over the scans,
+side by side. OUT/table.md, table.csv and results.json hold medians over the seeds so far with intervals by bootstrap over the scans,
 OUT/arms.png draws them; OUT/seed<N>/evaluation has every seed's own tables and, for CCTA, comparison.png: the calcium found in some
-slices by each network.
+slices by each network. Seeds that were measured elsewhere join by `--with THEIR/results.json`.
 """
 
 import argparse
+import datetime
 import json
 import os
 import pathlib
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 
 import numpy as np
 
@@ -25,6 +27,7 @@ from cacjax.arms import EXPERIMENTS, SIZES, distinct
 
 TEST_SEED = 900_000  # far from the patients of the training cohorts
 BOOTSTRAPS = 2000
+PACKAGES = ("cacjax", "jax", "jaxlib", "flax", "optax", "numpy")
 EPSILON = 1e-5  # as in cacjax.detection
 MEASURES = ("sensitivity", "fp_mm3", "f1", "sensitivity_pooled", "f1_pooled", "ap_pooled")
 SHOWN = ("network", "scans", "FP red.", "sensitivity", "FP mm³", "F1", "pooled F1", "AP")
@@ -35,7 +38,7 @@ def main(argv=None) -> None:
     options = parse(argv)
     size, out = SIZES[options.size], pathlib.Path(options.out)
     experiment = distinct(EXPERIMENTS[options.experiment], size)
-    began, results = time.perf_counter(), []
+    began, results = time.perf_counter(), elsewhere(options.others, options, experiment.columns)
     for seed in range(options.seed, options.seed + options.seeds):
         folder = out / f"seed{seed}"
         train(experiment.networks, size, folder, seed)
@@ -43,7 +46,8 @@ def main(argv=None) -> None:
             columns = [column for column in experiment.columns if column.protocol == protocol]
             test(experiment.networks, columns, size, out / "test" / protocol, folder, options.scans)
         results.append({"seed": seed, "columns": [measure(column, folder) for column in experiment.columns]})
-    rows = [summarise(column, [r["columns"][i] for r in results]) for i, column in enumerate(experiment.columns)]
+        write(summary(experiment.columns, results), results, options, out)  # what was measured stays, should the next be cut short
+    rows = summary(experiment.columns, results)
     write(rows, results, options, out)
     print(report.table([shown(row) for row in rows], SHOWN))
     print(f"\ndone in {(time.perf_counter() - began) / 60:.1f} minutes; {out / 'table.md'}, {out / 'arms.png'}, {out / 'seed*'}")
@@ -57,10 +61,31 @@ def parse(argv):
     parser.add_argument("--size", choices=SIZES, default="tiny", help="of the networks and scans (default: %(default)s)")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="trainings per arm (default: %(default)s)")
     parser.add_argument("--config.seed", dest="seed", type=int, default=0, metavar="S", help="first seed (default: %(default)s)")
+    parser.add_argument("--with", dest="others", nargs="+", default=[], metavar="JSON", help="results.json of other seeds, to be joined")
     parser.add_argument("--scans", type=int, metavar="N", help="held-out scans a protocol (default: 20 for tiny, else 40)")
     options = parser.parse_args(argv)
     options.scans = options.scans or SIZES[options.size].scans
+    if not (options.seeds or options.others):
+        parser.error("nothing to do: --seeds 0 needs --with")
     return options
+
+
+def elsewhere(paths, options, columns) -> list[dict]:
+    """The seeds in other runs' results.json. Ends the program where one is of another table or has a seed that is here already."""
+    titles = [[column.title, column.protocol, "yes" if column.reduced else "no"] for column in columns]
+    own, results = range(options.seed, options.seed + options.seeds), []
+    for path in paths:
+        record = json.loads(pathlib.Path(path).read_text())
+        for name in ("experiment", "size", "scans"):
+            if record["options"][name] != getattr(options, name):
+                sys.exit(f"error: {path} has {name} {record['options'][name]}, expected {getattr(options, name)}")
+        if [[row["network"], row["scans"], row["fp_reduction"]] for row in record["rows"]] != titles:
+            sys.exit(f"error: {path} has other columns than {options.experiment} has now: measure its seeds again")
+        for result in record["results"]:
+            if result["seed"] in [*own, *(r["seed"] for r in results)]:
+                sys.exit(f"error: {path} has seed {result['seed']}, which another file has or --seeds would train again")
+            results.append(result)
+    return results
 
 
 def train(networks, size, folder, seed) -> None:
@@ -142,6 +167,11 @@ def measure(column, folder) -> dict:
     }
 
 
+def summary(columns, results) -> list[dict]:
+    """The rows of the table, in the order of the columns."""
+    return [summarise(column, [result["columns"][i] for result in results]) for i, column in enumerate(columns)]
+
+
 def summarise(column, measured) -> dict:
     """The row of a column: medians over the seeds, the interval of the pooled F1, the published figures."""
     row = {"network": column.title, "scans": column.protocol, "fp_reduction": "yes" if column.reduced else "no"}
@@ -188,7 +218,8 @@ def write(rows, results, options, out) -> None:
     text = f"{options.experiment}, size {options.size}: medians over {rows[0]['seeds']} seed(s), {rows[0]['n']} scans. Published "
     text += "figures in brackets; sensitivity, FP and F1 are means over all scans; pooled F1 with its 95 % bootstrap interval.\n\n"
     report.replace(out / "table.md", lambda aside: aside.write_text(text + "\n".join(lines) + "\n"))
-    report.write_json(out / "results.json", {"options": vars(options), "rows": rows, "results": results})
+    about = {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in PACKAGES}}
+    report.write_json(out / "results.json", about | {"options": vars(options), "rows": rows, "results": results})
     report.arms(out / "arms.png", rows)
 
 

@@ -90,6 +90,32 @@ def test_rows_are_medians_over_seeds_with_published_figures_beside(tmp_path):
     assert (tmp_path / "arms.png").stat().st_size > 5000 and (tmp_path / "table.csv").read_text().count("adapted") == 2
 
 
+def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys):
+    column = Column("adapted", "net", "ccta", True)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "uda-table2", arms.Experiment({}, (column,)))
+    monkeypatch.setattr(experiments, "train", lambda networks, size, folder, seed: evaluation(folder, (0.2, 0.9, 0.4)[seed]))
+    monkeypatch.setattr(experiments, "test", lambda *_: None)
+    run = lambda out, *words: experiments.main(["uda-table2", "--out", str(tmp_path / out), *words])  # noqa: E731
+    run("apart", "--seeds", "2")
+    there = str(tmp_path / "apart" / "results.json")
+    run("joined", "--config.seed", "2", "--with", there)
+    run("again", "--seeds", "0", "--with", str(tmp_path / "joined" / "results.json"))
+    for out in ("joined", "again"):
+        (row,) = json.loads((tmp_path / out / "results.json").read_text())["rows"]
+        assert row["f1"] == 0.4 and row["seeds"] == 3
+    for words, message in (
+        (("--config.seed", "1", "--with", there), "has seed 1"),
+        (("--config.seed", "2", "--with", there, there), "has seed 0"),
+        (("--size", "small", "--seeds", "0", "--with", there), "has size tiny, expected small"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            run("wrong", *words)
+    monkeypatch.setitem(experiments.EXPERIMENTS, "uda-table2", arms.Experiment({}, (column._replace(title="other"),)))
+    with pytest.raises(SystemExit, match="other columns"):
+        run("wrong", "--seeds", "0", "--with", there)
+    assert not (tmp_path / "wrong").exists()
+
+
 def test_interval_spans_what_other_scans_could_have_shown():
     alike = [[[10, 0, 0]] * 5 + [[0, 10, 10]] * 5]
     low, high = experiments.interval(alike)
