@@ -22,8 +22,7 @@ from jax import lax
 from cacjax.words import WORD, bisect, pack, popcount, running_max, select, sum_before, take, unpack, up_to
 
 BUCKETS = (1 << 12, 1 << 16, 1 << 20, 1 << 22)
-GROUP, KEPT = 32, 512  # rows that are kept or left out together; groups that a sparse mask may fill
-_AT_ONCE = 32  # groups packed at once
+GROUP, KEPT, _AT_ONCE = 32, 512, 32  # rows kept or left out together; such groups that a sparse mask may fill; packed at once
 _LEAST_CHUNK = 1 << 9
 CHUNK = 1 << 18
 _SPARSE = 64  # a branch is small where it has this many words of the mask a run, and rows are no longer than this
@@ -141,7 +140,7 @@ def capacities(shape, buckets=BUCKETS):
 
 
 def whole_chunks(n):
-    """A capacity of at least n: n itself up to one chunk, beyond that whole chunks."""
+    """A capacity of at least n: beyond one chunk, whole chunks."""
     return n if n <= CHUNK else -(-n // CHUNK) * CHUNK
 
 
@@ -270,7 +269,8 @@ def _locate(mask, node, word, rank):
     starts, ones = starts_of(mask, word), take(mask.words.ravel(), word)
     start = select(starts, rank)
     stops = (ones & ~((ones & ~starts) >> 1)) >> start.astype(jnp.uint32)
-    return _in_volume(mask, word), start, start + popcount((stops & (~stops + 1)) - 1) * valid, valid
+    word = jnp.where(valid, _in_volume(mask, word), 0)
+    return word, start, start + popcount((stops & (~stops + 1)) - 1) * valid, valid
 
 
 def place(runs, shape):
