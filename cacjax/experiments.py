@@ -30,7 +30,7 @@ BOOTSTRAPS = 2000
 PACKAGES = ("cacjax", "jax", "jaxlib", "flax", "optax", "numpy")
 EPSILON = 1e-5  # as in cacjax.detection
 MEASURES = ("sensitivity", "fp_mm3", "f1", "sensitivity_pooled", "f1_pooled", "ap_pooled")
-SHOWN = ("network", "scans", "FP red.", "sensitivity", "FP mm³", "F1", "pooled F1", "AP")
+SHOWN = ("network", "scans", "FP red.", "sensitivity", "FP mm³", "F1", "pooled F1", "over its source", "AP")
 
 
 def main(argv=None) -> None:
@@ -46,8 +46,8 @@ def main(argv=None) -> None:
             columns = [column for column in experiment.columns if column.protocol == protocol]
             test(experiment.networks, columns, size, out / "test" / protocol, folder, options.scans)
         results.append({"seed": seed, "columns": [measure(column, folder) for column in experiment.columns]})
-        write(summary(experiment.columns, results), results, options, out)  # what was measured stays, should the next be cut short
-    rows = summary(experiment.columns, results)
+        write(summary(experiment, results), results, options, out)  # what was measured stays, should the next be cut short
+    rows = summary(experiment, results)
     write(rows, results, options, out)
     print(report.table([shown(row) for row in rows], SHOWN))
     print(f"\ndone in {(time.perf_counter() - began) / 60:.1f} minutes; {out / 'table.md'}, {out / 'arms.png'}, {out / 'seed*'}")
@@ -167,30 +167,47 @@ def measure(column, folder) -> dict:
     }
 
 
-def summary(columns, results) -> list[dict]:
+def summary(experiment, results) -> list[dict]:
     """The rows of the table, in the order of the columns."""
-    return [summarise(column, [result["columns"][i] for result in results]) for i, column in enumerate(columns)]
+    measured = [[result["columns"][i] for result in results] for i in range(len(experiment.columns))]
+    places = {(column.network, column.protocol, column.reduced): i for i, column in enumerate(experiment.columns)}
+
+    def of_source(column):
+        """What was measured of the network that a column's network started from, or None."""
+        place = places.get((experiment.networks[column.network].source, column.protocol, column.reduced))
+        return None if place is None else measured[place]
+
+    return [summarise(column, own, of_source(column)) for column, own in zip(experiment.columns, measured)]
 
 
-def summarise(column, measured) -> dict:
-    """The row of a column: medians over the seeds, the interval of the pooled F1, the published figures."""
+def summarise(column, measured, source=None) -> dict:
+    """The row of a column: medians over the seeds, the interval of the pooled F1, how much more it is than the source network's on the
+    same scans (None where the table has no such column), the published figures."""
     row = {"network": column.title, "scans": column.protocol, "fp_reduction": "yes" if column.reduced else "no"}
     row |= {"seeds": len(measured), "n": len(measured[0]["counts"])}
     for name in MEASURES:
         row[name] = float(np.median([np.nan if one[name] is None else one[name] for one in measured]))
-    row["f1_low"], row["f1_high"] = interval([one["counts"] for one in measured])
+    scores = resampled(measured)
+    row["f1_low"], row["f1_high"] = interval(scores)
     row["f1_seeds"] = [one["f1_pooled"] for one in measured]
+    gain = source and [own["f1_pooled"] - before["f1_pooled"] for own, before in zip(measured, source)]
+    row["gain"] = source and float(np.median(gain))
+    row["gain_low"], row["gain_high"] = interval(scores - resampled(source)) if source else (None, None)
     published = column.published or (None, None, None)
     return row | dict(zip(("published_sensitivity", "published_fp_mm3", "published_f1"), published))
 
 
-def interval(counts, *, level=0.95, seed=0) -> tuple[float, float]:
-    """Bootstrap interval over scans of the median over seeds of the pooled F1; counts: [seeds][scans][tp, fp, fn]."""
-    counts = np.asarray(counts, np.float64)
-    drawn = np.random.default_rng(seed).integers(0, counts.shape[1], (BOOTSTRAPS, counts.shape[1]))
+def resampled(measured) -> np.ndarray:
+    """Pooled F1 of each seed on scans drawn by bootstrap, the same ones in every call for as many scans, [seeds, BOOTSTRAPS]."""
+    counts = np.asarray([one["counts"] for one in measured], np.float64)
+    drawn = np.random.default_rng(0).integers(0, counts.shape[1], (BOOTSTRAPS, counts.shape[1]))
     tp, fp, fn = np.moveaxis(counts[:, drawn].sum(2), -1, 0)
-    scores = np.median((2 * tp + EPSILON) / (2 * tp + fp + fn + EPSILON), axis=0)
-    low, high = np.quantile(scores, ((1 - level) / 2, (1 + level) / 2))
+    return (2 * tp + EPSILON) / (2 * tp + fp + fn + EPSILON)
+
+
+def interval(scores, *, level=0.95) -> tuple[float, float]:
+    """Interval of the median over the seeds of what `resampled` gives."""
+    low, high = np.quantile(np.median(scores, axis=0), ((1 - level) / 2, (1 + level) / 2))
     return float(low), float(high)
 
 
@@ -205,6 +222,7 @@ def shown(row) -> dict:
         "FP mm³": f"{row['fp_mm3']:.1f}{beside('published_fp_mm3', 1)}",
         "F1": f"{row['f1']:.2f}{beside('published_f1', 2)}",
         "pooled F1": f"{row['f1_pooled']:.2f} [{row['f1_low']:.2f}, {row['f1_high']:.2f}]",
+        "over its source": "" if row["gain"] is None else f"{row['gain']:+.2f} [{row['gain_low']:+.2f}, {row['gain_high']:+.2f}]",
         "AP": "" if np.isnan(row["ap_pooled"]) else f"{row['ap_pooled']:.2f}",
     }
     return cells
@@ -216,7 +234,8 @@ def write(rows, results, options, out) -> None:
     lines = [f"| {' | '.join(SHOWN)} |", f"|{'---|' * len(SHOWN)}"]
     lines += [f"| {' | '.join(shown(row).values())} |" for row in rows]
     text = f"{options.experiment}, size {options.size}: medians over {rows[0]['seeds']} seed(s), {rows[0]['n']} scans. Published "
-    text += "figures in brackets; sensitivity, FP and F1 are means over all scans; pooled F1 with its 95 % bootstrap interval.\n\n"
+    text += "figures in brackets; sensitivity, FP and F1 are means over all scans; pooled F1 with its 95 % bootstrap\ninterval; "
+    text += "over its source: how much more that is than the source network's on the same scans, resampled together.\n\n"
     report.replace(out / "table.md", lambda aside: aside.write_text(text + "\n".join(lines) + "\n"))
     about = {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in PACKAGES}}
     report.write_json(out / "results.json", about | {"options": vars(options), "rows": rows, "results": results})

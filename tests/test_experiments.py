@@ -92,7 +92,8 @@ def test_rows_are_medians_over_seeds_with_published_figures_beside(tmp_path):
 
 def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys):
     column = Column("adapted", "net", "ccta", True)
-    monkeypatch.setitem(experiments.EXPERIMENTS, "uda-table2", arms.Experiment({}, (column,)))
+    networks = {"net": Network("uda.py")}
+    monkeypatch.setitem(experiments.EXPERIMENTS, "uda-table2", arms.Experiment(networks, (column,)))
     monkeypatch.setattr(experiments, "train", lambda networks, size, folder, seed: evaluation(folder, (0.2, 0.9, 0.4)[seed]))
     monkeypatch.setattr(experiments, "test", lambda *_: None)
     run = lambda out, *words: experiments.main(["uda-table2", "--out", str(tmp_path / out), *words])  # noqa: E731
@@ -110,18 +111,37 @@ def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys
     ):
         with pytest.raises(SystemExit, match=message):
             run("wrong", *words)
-    monkeypatch.setitem(experiments.EXPERIMENTS, "uda-table2", arms.Experiment({}, (column._replace(title="other"),)))
+    monkeypatch.setitem(
+        experiments.EXPERIMENTS, "uda-table2", arms.Experiment({"net": Network("uda.py")}, (column._replace(title="other"),))
+    )
     with pytest.raises(SystemExit, match="other columns"):
         run("wrong", "--seeds", "0", "--with", there)
     assert not (tmp_path / "wrong").exists()
 
 
+def measured(*counts):
+    """One seed's figures of scans with these voxel counts (tp, fp, fn)."""
+    tp, fp, fn = np.sum(counts, 0)
+    return dict.fromkeys(experiments.MEASURES, 0.5) | {"f1_pooled": 2 * tp / (2 * tp + fp + fn), "counts": counts}
+
+
 def test_interval_spans_what_other_scans_could_have_shown():
-    alike = [[[10, 0, 0]] * 5 + [[0, 10, 10]] * 5]
-    low, high = experiments.interval(alike)
+    alike = [measured(*[[10, 0, 0]] * 5, *[[0, 10, 10]] * 5)]
+    low, high = experiments.interval(experiments.resampled(alike))
     assert low < 0.5 < high and low < 0.25 and high > 0.75
-    assert experiments.interval([[[5, 5, 5]] * 4]) == pytest.approx((0.5, 0.5), abs=1e-5)
-    assert experiments.interval(alike) == experiments.interval(alike)
+    assert experiments.interval(experiments.resampled([measured(*[[5, 5, 5]] * 4)])) == pytest.approx((0.5, 0.5), abs=1e-5)
+    np.testing.assert_array_equal(experiments.resampled(alike), experiments.resampled(alike))
+
+
+def test_gain_over_the_source_is_of_the_same_scans():
+    """Scans differ far more than the two networks do: each alone is uncertain, their difference is not."""
+    columns = Column("before", "base", "ccta", True), Column("after", "new", "ccta", True), Column("raw", "new", "ccta", False)
+    experiment = arms.Experiment({"base": Network("lessmann.py"), "new": Network("uda.py", source="base")}, columns)
+    scans = [(10 * i, 100 - 10 * i, 0) for i in range(1, 10)]
+    better = measured(*[(tp + 10, fp - 10, 0) for tp, fp, _ in scans])
+    before, after, raw = experiments.summary(experiment, [{"seed": 0, "columns": [measured(*scans), better, better]}])
+    assert before["gain"] is None and raw["gain"] is None and after["gain"] == pytest.approx(after["f1_pooled"] - before["f1_pooled"])
+    assert 0 < after["gain_low"] < after["gain"] < after["gain_high"] < 0.15 < after["f1_high"] - after["f1_low"]
 
 
 @pytest.mark.parametrize("size", ["small", "published"])
