@@ -63,14 +63,14 @@ def find(mask, breaks=None):
 
 def over(mask, work, *, breaks=None, buckets=BUCKETS):
     """`work(runs, packed)` on the runs of a bool mask [z, y, x] and its `Mask`, in the smallest bucket that holds them; breaks: see
-    `find`. Where at most `KEPT` groups of rows hold a voxel and the first bucket their runs, the other rows are read just once."""
+    `find`. On a CPU the rows of a mask of which few hold a voxel are read just once: there packing all is what takes the time."""
     shape = mask.shape[0] * mask.shape[1], -(-mask.shape[2] // WORD)
 
     def dense():
         packed = find(mask, breaks)
         return in_bucket(lambda runs: work(runs, packed), packed, capacities(shape, buckets))
 
-    if shape[0] <= KEPT * GROUP:
+    if shape[0] <= KEPT * GROUP or jax.default_backend() != "cpu":
         return dense()
     full = _grouped(mask)
     full = lax.optimization_barrier(lax.reduce(full, np.bool_(False), lax.bitwise_or, (1,))).any(1)
