@@ -7,12 +7,21 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import cacjax  # noqa: F401  (sets the compiler options before JAX starts)
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs():
+    """Let go of the compiled programs of a file's tests: each takes memory maps, of which Linux grants a process 65,530, fewer than all
+    tests together would need."""
+    yield
+    jax.clear_caches()
 
 
 def small_record(seed: int, *, shape=(6, 20, 24)) -> dict:
