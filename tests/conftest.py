@@ -7,7 +7,6 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import sys
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
@@ -20,6 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 def free_programs():
     """Let go of the compiled programs of a file's tests: each takes memory maps, of which Linux grants a process 65,530, fewer than all
     tests together would need."""
+    import jax  # not before cacjax, which sets what JAX reads when it is imported
+
     yield
     jax.clear_caches()
 
