@@ -47,9 +47,10 @@ assert max([d for d, i in zip(differences, idle) if i], default=0) < 1e-3
 """
 
 
-# The second stage takes the largest of four pixels: where two are almost equal, rounding decides which of them a gradient goes to. With
+# RMSprop divides a first gradient by its own size, so rounding that depends on the processor's vectors shows: 3.3e-5 without AVX-512, below
+# 1e-5 with it; a first step is 5e-3. The second stage takes the largest of four pixels: where two are almost equal, rounding decides which of them a gradient goes to. With
 # statistics of each device's own samples it would differ by more than .1.
-@pytest.mark.parametrize(("config", "limit"), [("lessmann", 1e-5), ("uda", 1e-5), ("second", 5e-3)])
+@pytest.mark.parametrize(("config", "limit"), [("lessmann", 1e-5), ("uda", 1e-4), ("second", 5e-3)])
 def test_eight_devices_equal_one(config, limit):
     tests = pathlib.Path(__file__).parent
     program = PROGRAM.format(tests=str(tests), root=str(tests.parent), config=config, limit=limit)
