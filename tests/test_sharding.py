@@ -43,13 +43,13 @@ idle = [".params" in n and "'critic'" in n and "Conv" in n and "bias" in n for n
 differences = [float(np.abs(x - y).max()) for (_, x), y in zip(named, jax.tree.leaves(b.nets))]
 worst = max((d, n) for d, n, i in zip(differences, names, idle) if not i)
 assert worst[0] < {limit}, worst
-assert max([d for d, i in zip(differences, idle) if i], default=0) < 1e-3
+assert max([d for d, i in zip(differences, idle) if i], default=0) < 2e-2  # two steps apart, each of 5e-3
 """
 
 
-# RMSprop divides a first gradient by its own size, so rounding that depends on the processor's vectors shows: 3.3e-5 without AVX-512, below
-# 1e-5 with it; a first step is 5e-3. The second stage takes the largest of four pixels: where two are almost equal, rounding decides which of them a gradient goes to. With
-# statistics of each device's own samples it would differ by more than .1.
+# RMSprop divides a first gradient by its own size, so rounding that depends on the processor's vectors shows: 3.3e-5 without AVX-512,
+# below 1e-5 with it; a first step is 5e-3. The second stage takes the largest of four pixels: where two are almost equal, rounding
+# decides which of them a gradient goes to. With statistics of each device's own samples it would differ by more than .1.
 @pytest.mark.parametrize(("config", "limit"), [("lessmann", 1e-5), ("uda", 1e-4), ("second", 5e-3)])
 def test_eight_devices_equal_one(config, limit):
     tests = pathlib.Path(__file__).parent
