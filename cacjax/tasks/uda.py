@@ -100,8 +100,8 @@ def make(config) -> Task:
             net, metrics = one(carry[0], jax.tree.map(lambda a: a[i], picks))
             return net, metrics, jnp.where(i == 0, metrics["gap"], carry[2])
 
-        before = {"gap": jnp.float32(0), "told_apart": jnp.float32(0)}
-        net, metrics, fresh = lax.fori_loop(0, count, body, (net, before, jnp.float32(0)))
+        before = jax.tree.map(jnp.zeros_like, jax.eval_shape(one, net, jax.tree.map(lambda a: a[0], picks))[1])
+        net, metrics, fresh = lax.fori_loop(0, count, body, (net, before, before["gap"]))
         return net, {"gap_fresh": fresh} | metrics
 
     def generator_update(net, critic_params, heads, batch, source_windows, affine):
