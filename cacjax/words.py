@@ -65,9 +65,9 @@ def _sum(counts, most, own):
     n = counts.shape[0]
     if n < 4 * _BLOCK or most * _BLOCK > 1 << 24:  # float32 holds whole numbers up to there
         return jnp.cumsum(counts, dtype=jnp.int32) - (0 if own else counts)
-    blocks = lax.optimization_barrier(jnp.pad(counts, (0, -n % _BLOCK)).reshape(-1, _BLOCK).astype(jnp.float32))
+    blocks = jnp.pad(counts, (0, -n % _BLOCK)).reshape(-1, _BLOCK).astype(jnp.float32)
     triangle = np.triu(np.ones((_BLOCK, _BLOCK), np.float32), 0 if own else 1)
-    sums = lax.optimization_barrier(jnp.dot(blocks, triangle, precision=lax.Precision.HIGHEST))
+    sums = jnp.dot(blocks, triangle, precision=lax.Precision.HIGHEST)
     totals = sums[:, -1] if own else sums[:, -1] + blocks[:, -1]
     carry = _sum(totals.astype(jnp.int32), most * _BLOCK, own=False)
     return (sums.astype(jnp.int32) + carry[:, None]).ravel()[:n]
