@@ -75,7 +75,12 @@ def elsewhere(paths, options, columns) -> list[dict]:
     titles = [[column.title, column.protocol, "yes" if column.reduced else "no"] for column in columns]
     own, results = range(options.seed, options.seed + options.seeds), []
     for path in paths:
-        record = json.loads(pathlib.Path(path).read_text())
+        try:
+            record = json.loads(pathlib.Path(path).read_text())
+        except (OSError, ValueError) as error:
+            sys.exit(f"error: {path} cannot be read: {error}; expected the results.json of another run")
+        if not (isinstance(record, dict) and {"options", "rows", "results"} <= record.keys()):
+            sys.exit(f"error: {path} is not a results.json that this command has written")
         for name in ("experiment", "size", "scans"):
             if record["options"][name] != getattr(options, name):
                 sys.exit(f"error: {path} has {name} {record['options'][name]}, expected {getattr(options, name)}")
