@@ -111,6 +111,10 @@ def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys
     ):
         with pytest.raises(SystemExit, match=message):
             run("wrong", *words)
+    (tmp_path / "other.json").write_text('{"options": {}}')
+    for name, message in (("none.json", "cannot be read"), ("other.json", "is not a results.json")):
+        with pytest.raises(SystemExit, match=message):
+            run("wrong", "--seeds", "0", "--with", str(tmp_path / name))
     monkeypatch.setitem(
         experiments.EXPERIMENTS, "uda-table2", arms.Experiment({"net": Network("uda.py")}, (column._replace(title="other"),))
     )
