@@ -142,7 +142,8 @@ def cases(device: str, only: str = ""):
         "critic update, features given": race.critic_alone,
         "critic update": race.critic,
         "generator update": race.generator,
-        "UDA block": lambda: block(device, race.systems),
+        "UDA block": lambda: block(device, race.systems, ""),
+        "UDA block, the authors' code": lambda: block(device, race.systems, "code"),
         "source step": lambda: source_step(device),
     }
     yield from (make() for work, make in works.items() if only in work)
@@ -210,40 +211,44 @@ def pass_by(system, x):
         return system.features(x)
 
 
-def block(device, systems) -> Case:
-    """The product's own train step: the published critic updates and one generator update, on its own crops each."""
-    config = uda_config.get_config()
+def block(device, systems, variant: str) -> Case:
+    """The product's own train step, one program: the critic updates and then the generator updates of a block, each on its own crops;
+    variant: of the config, "" as published (20 + 1), "code" as in the authors' code (200 + 10)."""
+    config = uda_config.get_config(variant)
     with config.unlocked():
-        config.pretrain_blocks = 0
-    updates = config.critic.updates
+        config.pretrain_blocks, config.supervision.double_softmax_main = 0, False
+    updates, moves = config.critic.updates, config.generator.updates
     rng = np.random.default_rng(1)
     pools = [np.stack([planes(rng)[0] for _ in range(updates)]) for _ in range(2)]
-    source, target, labels = planes(rng)
+    lasts = [planes(rng) for _ in range(moves)]
+    source, target, labels = (np.stack(part) if moves > 1 else part[0] for part in zip(*lasts))
     batch = {name: {"hu": jnp.asarray(to_hu(x))} for name, x in zip(("pool_source", "pool_target"), pools)}
     batch |= {"source": {"hu": jnp.asarray(to_hu(source)), "label": jnp.asarray(labels)}, "target": {"hu": jnp.asarray(to_hu(target))}}
     task = train.build(config)
     detector = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
     state = task.init(jax.random.key(1), train.example_batch(config), detector)
     program, took = compiled(task.train_step, state, batch, jax.random.key(2))
-    classes = torch.from_numpy(labels[:, 0, WINDOW // 2, WINDOW // 2]).to(device)
 
-    def theirs(system, pairs, last):
+    def theirs(system, pairs, lasts):
         for pair in pairs:
             system.critic_step(*pair)
-        return system.generator_step(*last, classes)
+        for *last, classes in lasts:
+            loss = system.generator_step(*last, classes)
+        return loss
 
     works = []
     for system in systems:
         pairs = [[system.place(x[i]) for x in pools] for i in range(updates)]
-        works.append(finish(functools.partial(theirs, system, pairs, [system.place(x) for x in (source, target)])))
+        placed = [[*map(system.place, x), torch.from_numpy(y[:, 0, WINDOW // 2, WINDOW // 2]).to(device)] for *x, y in lasts]
+        works.append(finish(functools.partial(theirs, system, pairs, placed)))
     return Case(
-        "UDA block",
-        f"{updates} + 1 updates, a tenth of 200 + 10",
+        "UDA block, the authors' code" if variant else "UDA block",
+        f"{updates} + {moves} updates",
         ready(program, state, batch, jax.random.key(2)),
         *works,
         program,
         took,
-        flops=updates * (2 * SAMPLES * FLOPS + CRITIC_UPDATE) + GENERATOR_UPDATE,
+        flops=updates * (2 * SAMPLES * FLOPS + CRITIC_UPDATE) + moves * GENERATOR_UPDATE,
     )
 
 
