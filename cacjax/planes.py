@@ -32,23 +32,24 @@ def normalise(hu):
     return (jnp.clip(hu.astype(jnp.float32), -1000.0, 3000.0) - 130.0) / 1130.0
 
 
-def predict(model, params, hu, wanted=None, *, slab: int = 1) -> Prediction:
+def predict(model, params, hu, wanted=None, *, slab: int = 1, stored: str = "float32") -> Prediction:
     """Classify the wanted voxels of a scan; background elsewhere.
 
-    model: a `Dilated` network; hu: [z, y, x] Hounsfield units on its grid; wanted: bool [z, y, x], None for all voxels. Traced
-    arrays make it a part of the caller's program; with others it runs in steps and shows its progress after some seconds.
+    model: a `Dilated` network; hu: [z, y, x] Hounsfield units on its grid; wanted: bool [z, y, x], None for all voxels;
+    stored: kind of the feature vectors that wait for the main head ("float16" as in Zhai 2022's code). Traced arrays make it a part
+    of the caller's program; with others it runs in steps and shows its progress after some seconds.
     """
     hu = jnp.asarray(hu)
     wanted = jnp.ones(hu.shape, bool) if wanted is None else jnp.asarray(wanted, bool)
     traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, hu, wanted)))
-    return Prediction(*(_compute if traced else _compute_in_steps)(model, slab, params, hu, wanted), hu)
+    return Prediction(*(_compute if traced else _compute_in_steps)(model, slab, stored, params, hu, wanted), hu)
 
 
-def _compute(model, slab, params, hu, wanted):
+def _compute(model, slab, stored, params, hu, wanted):
     def one(number, found):
         chunk = rectangles.chunk_of(packed, number, capacity)
         work = rectangles.survey(model, chunk, hu.shape)
-        rows = _look(model, slab, params, hu, chunk, work, 0, work.bounds[-1], _no_rows(model, capacity))
+        rows = _look(model, slab, params, hu, chunk, work, 0, work.bounds[-1], _no_rows(model, capacity, stored))
         return _classify(model, params, rows, chunk, found)
 
     capacity = _capacity(model, hu.shape)
@@ -56,7 +57,7 @@ def _compute(model, slab, params, hu, wanted):
     return lax.fori_loop(0, rectangles.count_chunks(packed.n, capacity), one, _nothing(hu.shape))
 
 
-def _compute_in_steps(model, slab, params, hu, wanted):
+def _compute_in_steps(model, slab, stored, params, hu, wanted):
     """`_compute` as a loop on the host."""
     capacity = _capacity(model, hu.shape)
     packed = rectangles.pack(wanted)
@@ -64,7 +65,7 @@ def _compute_in_steps(model, slab, params, hu, wanted):
     for number in range(int(rectangles.count_chunks(packed.n, capacity))):
         chunk = rectangles.chunk_of(packed, number, capacity)
         work = rectangles.survey(model, chunk, hu.shape)
-        rows, total = _no_rows(model, capacity), int(work.bounds[-1])
+        rows, total = _no_rows(model, capacity, stored), int(work.bounds[-1])
         with tqdm(total=total, unit="plane", desc="detect", disable=None, delay=5, leave=False) as progress:
             for first in range(0, total, STEP):
                 last = min(first + STEP, total)
@@ -78,8 +79,8 @@ def _nothing(shape):
     return jnp.zeros(shape, jnp.uint8), jnp.zeros(shape, jnp.float32)
 
 
-def _no_rows(model, capacity):
-    return jnp.zeros((model.planes * capacity, model.width), jnp.float32)
+def _no_rows(model, capacity, stored):
+    return jnp.zeros((model.planes * capacity, model.width), stored)
 
 
 def _capacity(model, shape):
@@ -106,7 +107,7 @@ def _look(model, slab, params, hu, chunk, work, first, last, rows):
             cut = functools.partial(rectangles.cut, outer, chunk, kind, form[:2], margin(model.dilations), slab)
             planes, rank = jax.vmap(cut)(work.position[item], work.row[item], work.column[item])
             features, rank = (_singly if form.most else _wholly)(model, own, normalise(planes), rank, form)
-            return rows.at[jnp.where(rank == NONE, rows.shape[0], kind % 3 * capacity + rank)].set(features, mode="drop")
+            return rows.at[jnp.where(rank == NONE, rows.shape[0], kind % 3 * capacity + rank)].set(features.astype(rows.dtype), mode="drop")
 
         return lax.fori_loop(0, -(-(stop - start) // at_once), some, rows)
 
@@ -160,7 +161,7 @@ def _classify(model, params, rows, chunk, found):
     rows = rows.reshape(model.planes, capacity, model.width)
 
     def block(i, out):
-        features = lax.dynamic_slice_in_dim(rows, i * BLOCK, BLOCK, 1).swapaxes(0, 1).reshape(1, 1, BLOCK, -1)
+        features = lax.dynamic_slice_in_dim(rows, i * BLOCK, BLOCK, 1).swapaxes(0, 1).reshape(1, 1, BLOCK, -1).astype(jnp.float32)
         probability = jax.nn.softmax(model.apply(params, features, method="classify")[0, 0])
         values = probability.argmax(-1).astype(jnp.uint8), probability[:, 1:4].sum(-1)
         return tuple(lax.dynamic_update_slice_in_dim(a, v, i * BLOCK, 0) for a, v in zip(out, values))

@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.classes = 7
     config.model.planes = 3
     config.model.slab = 1  # slices seen by a plane, as channels
+    config.model.stored = "float32"  # kind of a scan's feature vectors between subnets and main head
     config.model.dropout = 0.35
     config.model.main_dropout = 0.0  # the ancestor evaluates the main head without dropout in training too
     config.model.he = False  # PyTorch's default initialisation, as the code of Zhai; True: He-uniform, as the ancestor

@@ -8,7 +8,8 @@ Variants:  uda.py:tiny        one orientation, critic statistics over both domai
            uda.py:tiny,tone   the same, from a source network trained with random tone curves
            uda.py:tone        published size, source network with tone curves
            uda.py:code        the schedule and the loss of the authors' code: 200 critic and 10 generator updates a block, 50 and 10
-                              from epoch 100 on, softmax twice; 124,250 critic and 10,000 generator updates after pre-training
+                              from epoch 100 on, softmax twice, features of a scan kept in float16;
+                              124,250 critic and 10,000 generator updates after pre-training
            uda.py:tiny,three  tiny with three orientations, as published
            uda.py:view        published size, the target with its contrast removed (cacjax.view), as for tiny,view
 Source:    config.source_workdir names the run of a trained source network; empty trains one first, in WORKDIR/source.
@@ -90,6 +91,7 @@ def make_code(config: ConfigDict) -> None:
     config.critic.late = (100 + 99 * 5, 50)
     config.generator.updates = 10
     config.supervision.double_softmax_main = True
+    config.model.stored = "float16"
     for name, part in config.streams.items():
         part.count = (200, 16) if name.startswith("pool") else (10, 16)
         part.swap_every = 5  # an epoch

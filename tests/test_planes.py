@@ -83,6 +83,22 @@ def test_chunks_and_sizes_change_nothing(case, wanted, monkeypatch):
     jax.clear_caches()
 
 
+def test_features_are_rounded_where_they_are_kept_in_half_precision(case):
+    """Section 12, line 14, of the specification: what the authors' code does before the main head, and nothing else."""
+    model, params, hu, slab, whole = case
+    m = margin(model.dilations)
+    scan = sampling.index_scan({"id": "a", "hu": hu, "label": np.zeros(hu.shape, np.uint8), "heart": np.zeros(hu.shape, np.uint8)})
+    spec = sampling.StreamSpec(("a",), patch=1, margin=m, planes=sampling.PLANES[: model.planes], slab=slab)
+    points = [(0, 0, 0), (2, 5, 7), (5, 8, 10), (3, 0, 10), (1, 4, 4)]
+    patches = np.stack([sampling.cut_sample(scan, point, spec)["hu"] for point in points])
+    features = model.apply(params, planes.normalise(jnp.asarray(patches)), method="features")
+    logits = model.apply(params, features.astype(jnp.float16).astype(jnp.float32), method="classify")[:, 0, 0]
+    found = planes.predict(model, params, hu, slab=slab, stored="float16")
+    there = np.asarray(found.p_cac)[tuple(np.transpose(points))]
+    np.testing.assert_allclose(there, jax.nn.softmax(logits)[:, 1:4].sum(-1), atol=1e-6)
+    assert 1e-6 < np.abs(np.asarray(found.p_cac) - whole.p_cac).max() < 1e-2
+
+
 def test_planes_at_once_change_nothing(case, wanted, monkeypatch):
     model, params, hu, slab, whole = case
     monkeypatch.setattr(planes, "PLANES_AT_ONCE", {})

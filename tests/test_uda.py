@@ -77,6 +77,7 @@ def test_a_block_of_the_code_moves_the_generator_as_often_as_two_blocks():
     """With a critic that rests, ten (here two) generator updates of one block are those of as many blocks."""
     config = shrink(uda_config.get_config("code"))
     assert config.generator.updates == 2 and config.streams.source.count == (2, 2) and config.supervision.double_softmax_main
+    assert config.model.stored == "float16"
     config.critic.rate, config.critic.clip, config.pretrain_blocks = 0.0, 1e3, 0
     batch = random_batch(config)
     state, step = block_of(config)
@@ -92,6 +93,17 @@ def test_a_block_of_the_code_moves_the_generator_as_often_as_two_blocks():
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), together.nets["generator"].params, apart.nets["generator"].params
     )
     assert np.isfinite(metrics["loss_generator"]) and moved(state.nets["generator"], together.nets["generator"])
+
+
+def test_a_minibatch_of_one_trains():
+    """Line 7 of section 12 of the specification: where the authors' code loses an axis."""
+    config = shrink(uda_config.get_config(""))
+    config.critic.batch, config.pretrain_blocks = 1, 0
+    for stream in config.streams.values():
+        stream.count = (*stream.count[:-1], 1)
+    state, step = block_of(config)
+    after, metrics = step(state, random_batch(config), jax.random.key(2))
+    assert moved(state.nets["generator"], after.nets["generator"]) and all(np.isfinite(value) for value in metrics.values())
 
 
 def test_fewer_critic_updates_from_a_block_on():

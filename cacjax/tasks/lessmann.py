@@ -34,15 +34,20 @@ def make(config) -> Task:
         return total, {"loss": total, "loss_main": main, "loss_auxiliary": deep}
 
     def predict_scan(state, hu, box=None):
-        return predict(model, state.nets["detector"].params, hu, box, slab=config.model.slab)
+        return predict(model, state.nets["detector"].params, hu, box, **reading(config))
 
     return Task(init, train_step, predict_scan)
 
 
 def network(config) -> Dilated:
     """The network that a config describes."""
-    options = {k: v for k, v in config.model.items() if k != "slab"}
+    options = {k: v for k, v in config.model.items() if k not in ("slab", "stored")}
     return Dilated(**options | {"dilations": tuple(config.model.dilations)})
+
+
+def reading(config) -> dict:
+    """How that network reads a scan: options of `planes.predict`. (Runs from before `stored` was a setting have none.)"""
+    return {"slab": config.model.slab, "stored": config.model.get("stored", "float32")}
 
 
 def classification(model, params, features, batch, supervision, key=None):

@@ -16,7 +16,7 @@ from cacjax.models.critic import Critic
 from cacjax.models.dilated import centre
 from cacjax.planes import normalise, predict
 from cacjax.task import Net, State, Task, clip, rmsprop, spectral, start, update
-from cacjax.tasks.lessmann import classification, network
+from cacjax.tasks.lessmann import classification, network, reading
 
 DOMAINS = ("source", "target")
 GROUPS = {"domain": 2, "joint": 1, "none": 0}  # parts of the batch that are normalised each by itself
@@ -167,7 +167,7 @@ def make(config) -> Task:
     def predict_scan(state, hu, box=None):
         params = {name: net.params for name, net in state.nets.items()}
         generator = for_target(params["generator"], params.get("affine"))
-        return predict(model, join(generator, params["heads"]), hu, box, slab=config.model.slab)
+        return predict(model, join(generator, params["heads"]), hu, box, **reading(config))
 
     return Task(init, train_step, predict_scan)
 
