@@ -154,6 +154,8 @@ def summarise(scans, arms, rankings):
     rows = []
     for arm, stage, target in itertools.product(arms, STAGES.values(), TARGETS):
         ours = [r for r in scans if (r["arm"], r["fp_reduction"]) == (arm, stage)]
+        if not ours:
+            continue  # `score` was told to leave this stage out
         records = [r for r in ours if r["artery"] == target]
         for over in detection.OVER:
             row = {"arm": arm, "fp_reduction": stage, "artery": target, "over": over}

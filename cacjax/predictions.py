@@ -14,14 +14,23 @@ STAGES = {"mask": "yes", "detected": "no"}  # name of a file, and whether false 
 
 
 def masks(truth, folder):
-    """({stage: classes}, {stage: reason}): what was predicted for a scan, and why not."""
+    """({stage: classes}, {stage: reason}): what was predicted for a scan, and why not. Neither for what `score` was told to leave out."""
     found, reasons = {}, {}
-    for stage in STAGES:
+    for stage in _stages(folder / f"{truth.name}.json"):
         try:
             found[stage] = scan.read_mask(path_of(folder, truth.name, stage), truth.scan)
         except scan.ScanError as error:
             reasons[stage] = error.code
     return found, reasons
+
+
+def _stages(record):
+    """Those that a scan was scored for: only the reduced one where --classify let alone what does not end in it."""
+    try:
+        classify = json.loads(record.read_text())["settings"]["classify"]
+    except (OSError, ValueError, KeyError):
+        classify = "all"
+    return STAGES if classify == "all" else ("mask",)
 
 
 def path_of(folder, name, stage):

@@ -167,6 +167,20 @@ def test_missing_predictions_are_rows_with_a_reason(cohort, capsys):
     assert "new, b: refused: missing_slice" in capsys.readouterr().out
 
 
+def test_what_was_left_out_on_purpose_is_not_missing(cohort, capsys):
+    """`score --classify mask` (or threshold) writes no mask before reduction: no row, no complaint, no failure."""
+    new, reference = cohort / "new", cohort / "reference"
+    for name in ("a", "b"):
+        (new / f"{name}_detected.nii.gz").unlink()
+        (new / f"{name}.json").write_text(json.dumps({"status": "scored", "reason": "", "settings": {"classify": "mask"}}))
+    assert evaluate.main(["--predictions", str(new), "--reference", str(reference)]) == 0
+    assert "0 missing" in capsys.readouterr().out
+    with open(new / "evaluation_scans.csv") as file:
+        assert {row["fp_reduction"] for row in csv.DictReader(file)} == {"yes"}
+    with open(new / "evaluation.csv") as file:
+        assert {row["fp_reduction"] for row in csv.DictReader(file)} == {"yes"}
+
+
 def test_average_precision_over_candidates(cohort):
     """Voxels at 200 HU or more are ranked: 8 real ones at .9, 8 false ones at .95 before them, the rest at 0."""
     reference, new = cohort / "reference", cohort / "new"
