@@ -95,6 +95,9 @@ def parse(argv):
     add("--out", help="folder for evaluation.csv and the rest (default: the first OUT)")
     add("--connectivity", type=int, choices=(6, 18, 26), default=26, help="neighbours that make one lesion (default: 26)")
     options = parser.parse_args(argv)
+    for _, folder in options.predictions:
+        if not folder.is_dir():
+            parser.error(f"no folder {folder}: expected one that cacjax.score wrote")
     if len(dict(options.predictions)) < len(options.predictions):
         parser.error("expected a different NAME=OUT for each prediction, got the same name twice")
     return options

@@ -181,6 +181,12 @@ def test_what_was_left_out_on_purpose_is_not_missing(cohort, capsys):
         assert {row["fp_reduction"] for row in csv.DictReader(file)} == {"yes"}
 
 
+def test_a_folder_that_is_not_there_is_told_and_not_made(cohort, capsys):
+    with pytest.raises(SystemExit):
+        evaluate.main(["--predictions", f"new={cohort / 'nwe'}", "--reference", str(cohort / "reference")])
+    assert "nwe: expected one that cacjax.score wrote" in capsys.readouterr().err and not (cohort / "nwe").exists()
+
+
 def test_average_precision_over_candidates(cohort):
     """Voxels at 200 HU or more are ranked: 8 real ones at .9, 8 false ones at .95 before them, the rest at 0."""
     reference, new = cohort / "reference", cohort / "new"
