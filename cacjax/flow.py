@@ -270,7 +270,7 @@ def write(result, out, name, *, save_probability=False):
         turned.hu,
         mask,
         spacing_mm=scan.spacing_mm(turned.affine),
-        names=CLASSES if result.detected is not None else {label: str(label) for label in np.unique(mask)},
+        names=CLASSES if result.probability is not None else {label: str(label) for label in np.unique(mask)},
         threshold_hu=result.record["threshold"]["hu"],
         heart=None if result.heart is None else heart,
         title=caption(name, result),

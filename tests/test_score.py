@@ -210,8 +210,10 @@ def test_reduction_grows_and_is_optional(tmp_path, detector):
     assert counts == {("paper", "mask"): 21, ("paper", "detected"): 20, ("none", "mask"): 20, ("none", "detected"): 20}
 
 
-def test_what_is_classified_changes_no_score(tmp_path, detector):
-    """Of a speck too small to count `mask` asks no class, `threshold` does; only `all` knows what was detected."""
+def test_what_is_classified_changes_no_score(tmp_path, detector, monkeypatch):
+    """Of a speck too small to count `mask` asks no class, `threshold` does; only `all` knows what was detected. Pictures name arteries."""
+    overlay, named = report.overlay, []
+    monkeypatch.setattr(report, "overlay", lambda *args, **options: (named.append(options["names"]), overlay(*args, **options)))
     hu = calcified()
     hu[5, 20, 20] = 300
     path = write_nifti(tmp_path / "p.nii.gz", hu)
@@ -224,6 +226,7 @@ def test_what_is_classified_changes_no_score(tmp_path, detector):
         assert (out / "p_detected.nii.gz").exists() == (kind == "all")
     assert totals["all"] == totals["threshold"] == totals["mask"] and float(totals["all"][-1]) == 10
     assert specks == {"all": 0.75, "threshold": 0.75, "mask": 0}
+    assert len(named) == 3 and all(names[1] == "LAD" for names in named)
 
 
 def test_resume_keeps_finished_scans_with_the_same_settings(tmp_path, detector, capsys):
