@@ -17,7 +17,8 @@ class Case(NamedTuple):
 
     program: our compiled XLA program, of which operations and bytes are read; compile_s: what compiling it took; times: how often
     the callables do the work (seconds are per work); flops: of the work where the compiler cannot count them (loops). parts: which
-    part of the work PyTorch does, whose seconds are scaled up; after: what then follows on the host, timed whole and added.
+    part of the work PyTorch does, whose seconds are scaled up; after: what then follows on the host, timed whole and added. rounds:
+    of a work of many minutes, whose callables are warm; None: those of the command line, after one to warm up.
     """
 
     work: str
@@ -31,6 +32,7 @@ class Case(NamedTuple):
     flops: float | None = None
     parts: float = 1.0
     after: Callable | None = None
+    rounds: int | None = None
 
 
 def compiled(function, *arguments):
@@ -44,10 +46,11 @@ def compiled(function, *arguments):
 
 
 def measure(case: Case, *, rounds: int) -> dict:
-    """Run every contender once to warm up, then once in each round, and return the row."""
-    contenders = {"ours": case.ours, "published": case.published, "tuned": case.tuned, "after": case.after, **ceiling_works()}
+    """Run every contender once to warm up where the case asks for it, then once in each round, and return the row."""
+    ceiling, rounds = ceiling_works(), case.rounds or rounds
+    contenders = {"ours": case.ours, "published": case.published, "tuned": case.tuned, "after": case.after, **ceiling}
     contenders = {name: work for name, work in contenders.items() if work}
-    for work in contenders.values():
+    for work in (ceiling if case.rounds else contenders).values():
         work()
     taken = {name: [] for name in contenders}
     for _ in range(rounds):

@@ -1,6 +1,6 @@
 """Race cacjax against PyTorch and write the rows as JSON.
 
-    python tools/bench/run.py --system uda|detect|labelling|score|start|all --device cpu|gpu --out results.json [--rounds 5] [--only TEXT]
+    python tools/bench/run.py --system uda|detect|labelling|score|start|all .. --device cpu|gpu --out results.json [--rounds 5] [--only TEXT]
 
 Needs the extra `bench`. Both sides take turns in every round; compiling and warming up stand apart; figures are medians; the
 machine's ceiling is measured in the same rounds. A row is written as soon as it is there, and a second call with the same --out
@@ -49,7 +49,7 @@ def show(row) -> None:
 def main() -> None:
     """Race what the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--system", choices=(*SYSTEMS, "all"), default="all", help="default: %(default)s")
+    parser.add_argument("--system", choices=(*SYSTEMS, "all"), nargs="+", default=["all"], help="one or more; default: all")
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="default: %(default)s")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON of the rows; extended where it exists")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of which the median is taken (default: %(default)s)")
@@ -72,7 +72,7 @@ def main() -> None:
         "command": " ".join(["python", *sys.argv]),
     }
     done = {(row["work"], row["case"]) for row in result["rows"]}
-    for system in SYSTEMS if options.system == "all" else (options.system,):
+    for system in SYSTEMS if "all" in options.system else options.system:
         for case in importlib.import_module(f"{system}_cases").cases({"cpu": "cpu", "gpu": "cuda"}[options.device], options.only):
             if options.only not in case.work or (case.work, case.case) in done:
                 continue
