@@ -144,8 +144,8 @@ def cases(device: str, only: str = ""):
         "critic update": race.critic,
         "generator update": race.generator,
         "UDA block": lambda: block(device, race.systems, ""),
-        "UDA block, the authors' code": lambda: block(device, race.systems, "code"),
         "source step": lambda: source_step(device),
+        "UDA block, the authors' code": lambda: block(device, race.systems, "code"),
     }
     yield from (make() for work, make in works.items() if only in work)
 
