@@ -22,6 +22,7 @@ from cacjax.models import conv3d
 from cacjax.models.heart import EncoderDecoder
 from cacjax.phantom import layers, make_scan
 from cacjax.task import Prediction
+from cacjax.tasks.heart import network
 
 AXES = ("NDHWC", "DHWIO", "NDHWC")
 
@@ -33,6 +34,7 @@ def parameters(model):
 
 def test_published_parameter_count():
     assert parameters(EncoderDecoder()) == 386_942
+    assert parameters(network(importlib.import_module("configs.heart").get_config("half"))) == 386_942
     # The heart network of van Velzen 2022 is of the same form.
     assert parameters(EncoderDecoder(width=16, blocks=9, classes=2)) == 2_149_298
 

@@ -1,6 +1,6 @@
 """Race cacjax against PyTorch and write the rows as JSON.
 
-    python tools/bench/run.py --system uda|detect|labelling|score|start|all .. --device cpu|gpu --out results.json [--rounds 5] [--only TEXT]
+    python tools/bench/run.py --system uda|detect|labelling|score|start|all .. --device cpu|gpu --out FILE.json [--rounds 5] [--only TEXT]
 
 Needs the extra `bench`. Both sides take turns in every round; compiling and warming up stand apart; figures are medians; the
 machine's ceiling is measured in the same rounds. A row is written as soon as it is there, and a second call with the same --out

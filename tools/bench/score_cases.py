@@ -17,7 +17,7 @@ from uda_cases import Ours, finish, ready, systems
 
 import cacjax.phantom
 from cacjax import flow, pipeline, planes, rectangles, rules, scores
-from cacjax.models.dilated import margin
+from cacjax.models.dilated import doubling, margin, middle_pixels
 from cacjax.phantom import observer
 from configs import uda as uda_config
 
@@ -45,22 +45,22 @@ def cases(device: str, only: str = "", shape=SHAPE):
     size = "x".join(map(str, shape))
     print(f"  {chosen.sum()} of {np.prod(shape)} voxels to classify", flush=True)
 
+    boxes, flops = [box for _, box in rectangles_of(model, chosen)], operations(model, chosen)
     m = margin(model.dilations)
     padded = np.pad(np.asarray(planes.normalise(hu)), m, constant_values=-1.0)
     own = padded[tuple(slice(0, n + 2 * m) for n in shape)]
     works = [finish(functools.partial(dense, system, subnets(system), own, m)) for system in both]
     ours = ready(predict, params, hu, wanted)
     part = share(model, shape)
-    yield Case("whole-scan detection", f"CCTA {size}, against dense", ours, *works, predict, took, parts=part)
+    yield Case("whole-scan detection", f"CCTA {size}, against dense", ours, *works, predict, took, flops=flops, parts=part)
 
-    boxes = boxes_of(model, wanted)
     works = [finish(functools.partial(same_boxes, system, padded, boxes, chosen)) for system in both]
     theirs = works[0]()
     differ = int((theirs != label[chosen]).sum())
     print(f"  {len(boxes)} rectangles; {differ} of {len(theirs)} classes differ from PyTorch's", flush=True)
     if differ > len(theirs) // 1000:
         raise SystemExit("the classes differ from PyTorch's, expected at most one in a thousand (ties)")
-    yield Case("whole-scan detection", f"CCTA {size}, the same boxes", ours, *works, predict, took)
+    yield Case("whole-scan detection", f"CCTA {size}, the same boxes", ours, *works, predict, took, flops=flops)
 
     look = pipeline.traceable(functools.partial(classify, params))
     whole, took = compiled(lambda look, case: pipeline.detect_and_score(look, case, how), look, case)
@@ -74,7 +74,7 @@ def cases(device: str, only: str = "", shape=SHAPE):
     print(f"  Agatston {agatston:.1f} by numpy, ours {scores.by_artery(totals).agatston[-1]:.1f}", flush=True)
     works = [finish(functools.partial(dense, system, subnets(system), own, m)) for system in both]
     run = ready(whole, look, case)
-    yield Case("detect and score", f"CCTA {size}, warm", run, *works, whole, took, parts=part, after=after)
+    yield Case("detect and score", f"CCTA {size}, warm", run, *works, whole, took, flops=flops, parts=part, after=after)
 
 
 def detector(system):
@@ -124,15 +124,29 @@ def share(model, shape):
     return sum(n * w for n, w in zip(timed(shape), work)) / sum(n * w for n, w in zip(shape, work))
 
 
-def boxes_of(model, wanted):
-    """(orientation, position, row, column, height, width) of every rectangle that ours computes, turned ones turned back."""
+def rectangles_of(model, wanted):
+    """Pairs (form, (orientation, position, row, column, height, width)) of every rectangle that ours computes, turned ones turned back."""
     work, out = jax.device_get(rectangles.survey(model, rectangles.pack(wanted), wanted.shape)), []
     every = [(form, kind) for form in rectangles.forms(model, wanted.shape) for kind in range(rectangles.KINDS)]
     for (form, kind), start, stop in zip(every, work.bounds[:-1], work.bounds[1:], strict=True):
         for i in range(start, stop):
             place = work.row[i], work.column[i], form.height, form.width
-            out.append((kind % 3, int(work.position[i]), *map(int, place if kind < 3 else (*place[1::-1], *place[:1:-1]))))
+            place = place if kind < 3 else (*place[1::-1], *place[:1:-1])
+            out.append((form, (kind % 3, int(work.position[i]), *map(int, place))))
     return out
+
+
+def operations(model, wanted) -> float:
+    """FLOPs of the rectangles that ours computes, as direct convolutions (a loop's are not counted by the compiler)."""
+    start, halos = doubling(model.dilations), 2 * (margin(model.dilations) - np.cumsum(model.dilations))
+    inputs = np.array([1] + [model.width] * (len(halos) - 1))
+    late = 9 * model.width * middle_pixels(model.dilations) + model.width
+    total = 0
+    for form, (orientation, position, *_) in rectangles_of(model, wanted):
+        layers = 9 * inputs * (form.height + halos) * (form.width + halos)
+        voxels = np.take(wanted, position, orientation).sum()
+        total += layers[:start].sum() + voxels * late if form.most else layers.sum() + model.width * form.height * form.width
+    return float(2 * model.width * total)
 
 
 def same_boxes(system, padded, boxes, wanted):
