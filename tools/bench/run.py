@@ -5,8 +5,8 @@
 Needs the extra `bench`. Both sides take turns in every round; compiling and warming up stand apart; figures are medians; the
 machine's ceiling is measured in the same rounds. A row is written as soon as it is there, and a second call with the same --out
 does what is missing. Rows: work, case, ours_s, published_s, tuned_s, ratio_published, ratio_tuned (PyTorch's time over ours),
-compile_s, peak_mb, roofline_share (least time by FLOPs at the ceiling, over ours), flops, bytes, ceiling, parts (which part of its
-work PyTorch was timed on), spread (least, largest).
+compile_s, peak_mb, roofline_share (least time by FLOPs at the ceiling, over ours), flops (as direct convolutions), bytes (as the
+compiler counts them: a loop's body once), ceiling, parts (which part of its work PyTorch was timed on), spread (least, largest).
 """
 
 import argparse
