@@ -281,7 +281,7 @@ def test_a_limit_by_the_heart_is_the_same_from_mask_and_network():
     np.testing.assert_array_equal(by_network.mask, by_mask.mask)
 
 
-def test_a_detector_is_no_heart_network(tmp_path):
+def test_a_detector_is_no_heart_network(records, tmp_path):
     """And the other way round, and a run of a version that knew fewer settings: told before a scan is read."""
     train.train(small_config(), tmp_path / "heart")
     with pytest.raises(ValueError, match=r"heart\.py without the setting view, expected a calcium detector"):
