@@ -64,9 +64,11 @@ def test_an_interrupt_before_the_first_step_stops_at_once(records, tmp_path, mon
     """What comes before the steps may take minutes (a second stage's detection) and has nothing to save."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs behind it ignore interrupts
     monkeypatch.setattr(train, "records_of", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(KeyboardInterrupt) as stop:
-        train.train(config_of("lessmann", steps=4), tmp_path)
-    signal.signal(signal.SIGINT, handler)
+    try:
+        with pytest.raises(KeyboardInterrupt) as stop:
+            train.train(config_of("lessmann", steps=4), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert "after step" not in str(stop.value) and not (tmp_path / "metrics.jsonl").exists()
 
 

@@ -45,7 +45,8 @@ def cases(device: str, only: str = "", shape=SHAPE):
     size = "x".join(map(str, shape))
     print(f"  {chosen.sum()} of {np.prod(shape)} voxels to classify", flush=True)
 
-    boxes, flops = [box for _, box in rectangles_of(model, chosen)], operations(model, chosen)
+    pairs = rectangles_of(model, chosen)
+    boxes, flops = [box for _, box in pairs], operations(model, pairs, chosen)
     m = margin(model.dilations)
     padded = np.pad(np.asarray(planes.normalise(hu)), m, constant_values=-1.0)
     own = padded[tuple(slice(0, n + 2 * m) for n in shape)]
@@ -136,13 +137,13 @@ def rectangles_of(model, wanted):
     return out
 
 
-def operations(model, wanted) -> float:
-    """FLOPs of the rectangles that ours computes, as direct convolutions (a loop's are not counted by the compiler)."""
+def operations(model, pairs, wanted) -> float:
+    """FLOPs of `rectangles_of`, as direct convolutions (a loop's are not counted by the compiler)."""
     start, halos = doubling(model.dilations), 2 * (margin(model.dilations) - np.cumsum(model.dilations))
     inputs = np.array([1] + [model.width] * (len(halos) - 1))
     late = 9 * model.width * middle_pixels(model.dilations) + model.width
     total = 0
-    for form, (orientation, position, *_) in rectangles_of(model, wanted):
+    for form, (orientation, position, *_) in pairs:
         layers = 9 * inputs * (form.height + halos) * (form.width + halos)
         voxels = np.take(wanted, position, orientation).sum()
         total += layers[:start].sum() + voxels * late if form.most else layers.sum() + model.width * form.height * form.width
