@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import inspect
+import pathlib
+import re
 import subprocess
 import sys
 import types
@@ -42,6 +44,18 @@ def config(tmp_path, monkeypatch):
     }
     grid = {"shape": SHAPE, "spacing_mm": SPACING}
     return {"kind": "phantom", "directory": str(tmp_path), "workers": 0, "seed": 7, "splits": splits, **grid}
+
+
+def test_digest_covers_what_decides_a_scan_and_nothing_else():
+    reached, waiting = set(), {"cohort"}
+    folder_of = pathlib.Path(cacjax.phantom.__file__).parent
+    while waiting:
+        reached.add(module := waiting.pop())
+        text = (folder_of / f"{module}.py").read_text()
+        words = re.findall(r"from cacjax\.phantom\.(\w+) import", text)
+        words += [word for line in re.findall(r"from cacjax\.phantom import (.*)", text) for word in re.findall(r"\w+", line)]
+        waiting |= set(words) - reached
+    assert {path.stem for path in folder_of.glob("*.py")} - set(phantom.DECIDE_NOTHING) == reached
 
 
 def open_quietly(config):
