@@ -2,9 +2,9 @@
 
 DIR holds a manifest.csv with masks; OUT is what `cacjax.score` wrote. Per artery and in total, with and without
 reduction of false positives: sensitivity, volume of false positives, F1 and average precision over voxels;
-sensitivity, false ones per scan and F1 over lesions (evaluation.csv; definitions: cacjax/detection.py), averaged over
+sensitivity, false ones per scan and F1 over lesions (evaluation.csv; definitions: cacjax/evaluation/metrics.py), averaged over
 all scans, over those with calcium, and pooled; and how volumes, numbers of lesions, Agatston scores and risk categories
-agree (agreement.csv; cacjax/agreement.py). Pictures: comparison.png, agreement.png, and outliers_<arm>.png of the
+agree (agreement.csv; cacjax/evaluation/agreement.py). Pictures: comparison.png, agreement.png, and outliers_<arm>.png of the
 scans furthest off. A scan without prediction is a row with a reason.
 """
 
@@ -16,10 +16,14 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from cacjax import agreement, detection, lesions, manifest, panels, predictions, report, scan
-from cacjax.flow import NON_CONTRAST_HU
-from cacjax.predictions import STAGES
-from cacjax.scores import CLASSES
+from cacjax import report
+from cacjax.evaluation import agreement, metrics, predictions
+from cacjax.evaluation import pictures as panels
+from cacjax.evaluation.predictions import STAGES
+from cacjax.files import manifest, scan
+from cacjax.kernels import lesions
+from cacjax.kernels.scores import CLASSES
+from cacjax.scoring.one_scan import NON_CONTRAST_HU
 
 TARGETS = {"CAC": (1, 2, 3)} | {name: (number,) for number, name in enumerate(CLASSES) if number}
 KEYS = ("arm", "fp_reduction", "artery")
@@ -28,8 +32,8 @@ SUMMARY = (
     "over",
     "scans",
     "missing",
-    *(f"{name}{end}" for name in detection.METRICS for end in ("", "_sd")),
-    *detection.SCAN_METRICS,
+    *(f"{name}{end}" for name in metrics.METRICS for end in ("", "_sd")),
+    *metrics.SCAN_METRICS,
 )
 SHOWN_METRICS = {
     "sensitivity": ("sensitivity", 2),
@@ -43,7 +47,7 @@ SHOWN_METRICS = {
 SHOWN = ("arm", "FP red.", "artery", "over", "n", *SHOWN_METRICS)
 COUNTED = ("reference_mm3", "found_mm3", "reference_lesions", "found_lesions", "reference_agatston", "found_agatston")
 COUNTED = (*COUNTED, "candidates", "reference_not_candidate")
-PER_SCAN = ("scan", *KEYS, "reason", *detection.METRICS, *COUNTED)
+PER_SCAN = ("scan", *KEYS, "reason", *metrics.METRICS, *COUNTED)
 
 
 class Reference(NamedTuple):
@@ -160,9 +164,9 @@ def summarise(scans, arms, rankings):
         if not ours:
             continue  # `score` was told to leave this stage out
         records = [r for r in ours if r["artery"] == target]
-        for over in detection.OVER:
+        for over in metrics.OVER:
             row = {"arm": arm, "fp_reduction": stage, "artery": target, "over": over}
-            row |= {"missing": sum(bool(r["reason"]) for r in ours)} | detection.average(records, over)
+            row |= {"missing": sum(bool(r["reason"]) for r in ours)} | metrics.average(records, over)
             if over == "pooled" and rankings[arm]:
                 joined = [np.concatenate(part) for part in zip(*rankings[arm])]
                 row["ap"] = predictions.precision_of(joined, TARGETS[target])
@@ -207,11 +211,11 @@ def measure(truth, found, *, arm, stage, ranking, connectivity):
     records = []
     for target, classes in TARGETS.items():
         hit = np.isin(found, classes)
-        voxels = detection.count_voxels(hit, np.isin(truth.label, classes))
+        voxels = metrics.count_voxels(hit, np.isin(truth.label, classes))
         pieces = number_lesions(hit, connectivity)
-        ours, code = detection.count_lesions(pieces, truth.lesions[target])
+        ours, code = metrics.count_lesions(pieces, truth.lesions[target])
         record = {"scan": truth.name, "arm": arm, "fp_reduction": STAGES[stage], "artery": target, "reason": ""}
-        record |= detection.metrics(voxels, ours, code, truth.voxel_mm3) | {"found_lesions": int(pieces.max(initial=0))}
+        record |= metrics.metrics(voxels, ours, code, truth.voxel_mm3) | {"found_lesions": int(pieces.max(initial=0))}
         if target == "CAC":
             record["candidates"] = int(truth.candidates.sum())
             record["reference_not_candidate"] = int((np.isin(truth.label, classes) & ~truth.candidates).sum())

@@ -19,8 +19,12 @@ import jax
 from tqdm import tqdm
 
 import cacjax
-from cacjax import aorta, flow, pipeline, report, rules, scan, view
-from cacjax.jobs import gather
+from cacjax import report
+from cacjax.files import scan
+from cacjax.kernels import rules, view
+from cacjax.scoring import one_scan, program
+from cacjax.scoring import threshold as aorta
+from cacjax.scoring.jobs import gather
 
 OUTPUTS = (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")
 HEART_OUTPUTS = ("_heart.nii.gz", "_heart.png")
@@ -67,13 +71,13 @@ def parse(argv):
     add("--aorta-roi", help="file with mean and SD of the aorta as 7th and 8th number (Zhai 2022), or a folder of them, <scan>.txt")
     add("--aorta-hu", type=float, help="mean HU of the ascending aorta, which the view needs (default: the manifest's)")
     add("--view", choices=view.NAMES, help="how the detector sees enhanced scans (default: as it was trained)")
-    add("--heart-dilation-mm", type=float, default=flow.HEART_DILATION_MM, help="grow the heart by this (default: %(default)s)")
-    add("--fp-reduction", choices=flow.FP_REDUCTION, default="paper", help="how false positives are reduced (default: paper)")
+    add("--heart-dilation-mm", type=float, default=one_scan.HEART_DILATION_MM, help="grow the heart by this (default: %(default)s)")
+    add("--fp-reduction", choices=one_scan.FP_REDUCTION, default="paper", help="how false positives are reduced (default: paper)")
     add("--rule", choices=tuple(rules.RULES), default="default", help="scoring rule")
     add("--mass-factor", type=float, help="calcium calibration in mg per cm³ and HU; without it no mass is given")
     add(
         "--classify",
-        choices=pipeline.CLASSIFY,
+        choices=program.CLASSIFY,
         default="all",
         help="all voxels from 130 HU up, those from the scan threshold up, or those that can end in the mask: the same scores ever "
         "faster; only %(default)s gives a _detected file",
@@ -120,13 +124,13 @@ def _load(workdir, key, expected):
 
 
 def score(path_or_scan, *, workdir=None, detector=None, heart=None, **options):
-    """Detect and score calcium in one scan, with the newest checkpoint of the training folder `workdir`; see `flow.score`.
+    """Detect and score calcium in one scan, with the newest checkpoint of the training folder `workdir`; see `one_scan.score`.
 
     heart: also the training folder of a heart network.
     """
     if workdir is not None and detector is None:
         detector = load_detector(workdir)
-    return flow.score(path_or_scan, detector=detector, heart=load_heart(heart), **options)
+    return one_scan.score(path_or_scan, detector=detector, heart=load_heart(heart), **options)
 
 
 def run(jobs, out, options, detector, segmenter=None):
@@ -169,7 +173,7 @@ def score_one(job, out, options, detector, segmenter=None):
 def _score_and_write(job, out, options, detector, segmenter):
     if job.source.error is not None:
         raise job.source.error
-    result = flow.score(
+    result = one_scan.score(
         job.source,
         detector=detector,
         heart=segmenter if isinstance(segmenter, tuple) else job.heart,
@@ -185,7 +189,7 @@ def _score_and_write(job, out, options, detector, segmenter):
         view=options.view,
     )
     start = time.perf_counter()
-    flow.write(result, out, job.name, save_probability=options.save_probability)
+    one_scan.write(result, out, job.name, save_probability=options.save_probability)
     timings = result.record["timings_s"] | {"write": time.perf_counter() - start}
     reason = " ".join(result.record["flags"])
     rows = [{"scan": job.name, "status": "scored", "reason": reason, **row} for row in result.rows]

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cacjax import sampling
+from cacjax.data import sampling
 from cacjax.models.dilated import margin
 
 

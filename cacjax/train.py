@@ -20,10 +20,9 @@ from absl import app, flags, logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
-from cacjax import data, datasets, sampling
-from cacjax.datasets import detected
-from cacjax.progress import Interrupt, Progress
+from cacjax.data import cohorts, detected, loader, sampling
 from cacjax.task import State, Task
+from cacjax.training.progress import Interrupt, Progress
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 RESUMABLE_CHANGES = ("steps", "log_every", "checkpoint_every", "data", "source_workdir", "source")
@@ -179,7 +178,7 @@ def batch_shardings(config, mesh) -> dict:
 
 def records_of(config, source, workdir) -> dict:
     """{split: records}; where a stream asks for it, with what the source network detects, which is kept in WORKDIR/detected."""
-    records = datasets.open(config)
+    records = cohorts.open(config)
     asking = {stream.split: stream.view for stream in config.streams.values() if sampling.DETECTED in dict(stream.strata)}
     for split, seen in asking.items():
         predict = functools.partial(build(config.source).predict, source)
@@ -189,7 +188,7 @@ def records_of(config, source, workdir) -> dict:
 
 def make_batches(config, step: int, records):
     """The loader of a config's streams from {split: records}, at the position that follows from `step`."""
-    return data.make_loader(
+    return loader.make_loader(
         records,
         streams_of(config),
         seed=config.seed,

@@ -9,7 +9,7 @@ Variants:  heart.py:tiny         3 mm voxels, smaller network and blocks: minute
            heart.py:whole        two more classes, ours: the ascending aorta, which --threshold-hu auto measures, and the rest
                                  within the pericardium, so that no coronary artery lies outside of the heart
            heart.py:tiny,whole   both; so does half,whole
-Own data:  masks 0-7 as in cacjax.hearts.STRUCTURES, with --config.data.kind=folder --config.data.manifest=PATH
+Own data:  masks 0-7 as in cacjax.scoring.hearts.STRUCTURES, with --config.data.kind=folder --config.data.manifest=PATH
 """
 
 from ml_collections import ConfigDict

@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
         raise ValueError(f"unknown variant {variant!r}: expected words among tiny, tone, three with commas between")
     config = ConfigDict({"task": "lessmann", "seed": 0})
     config.spacing_mm = (1.5, 0.66, 0.66)
-    config.view = "none"  # or "contrast_removed": how the detector sees enhanced scans (cacjax.view)
+    config.view = "none"  # or "contrast_removed": how the detector sees enhanced scans (cacjax.kernels.view)
     config.steps = 35_000  # 700 epochs x 5 x 10 minibatches
     config.log_every = 50
     config.checkpoint_every = 500

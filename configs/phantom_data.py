@@ -12,8 +12,8 @@ def get_config(variant: str = "") -> ConfigDict:
     data.kind = "phantom"  # or "folder"
     data.manifest = ""  # of "folder"
     data.order = 3  # of "folder": spline order of resampling to the network's grid, as the published code; 1 is linear
-    # "classes": 0-6 as in cacjax.scores.CLASSES, or "structures": 0-7 as in cacjax.hearts.STRUCTURES; of "folder" also "overlay": the
-    # codes of Lessmann and Zhai
+    # "classes": 0-6 as in cacjax.kernels.scores.CLASSES, or "structures": 0-7 as in cacjax.scoring.hearts.STRUCTURES; of "folder" also
+    # "overlay": the codes of Lessmann and Zhai
     data.labels = "classes"
     data.directory = ""  # where prepared data lie; empty: CACJAX_DATA_DIR, else ~/.cache/cacjax/datasets
     data.workers = 2  # processes that make or read scans at preparation

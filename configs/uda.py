@@ -11,7 +11,7 @@ Variants:  uda.py:tiny        one orientation, critic statistics over both domai
                               from epoch 100 on, softmax twice, features of a scan kept in float16;
                               124,250 critic and 10,000 generator updates after pre-training
            uda.py:tiny,three  tiny with three orientations, as published
-           uda.py:view        published size, the target with its contrast removed (cacjax.view), as for tiny,view
+           uda.py:view        published size, the target with its contrast removed (cacjax.kernels.view), as for tiny,view
 Source:    config.source_workdir names the run of a trained source network; empty trains one first, in WORKDIR/source.
 """
 
@@ -76,7 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def stream(split: str, *, count: tuple, strata: tuple, labelled: bool = False) -> ConfigDict:
-    """One named sequence of patches (see cacjax.data); scans are swapped five at a time, as published."""
+    """One named sequence of patches (see cacjax.data.loader); scans are swapped five at a time, as published."""
     options = {"split": split, "count": count, "patch": 25, "strata": strata, "jitter_px": 0, "labelled": labelled}
     options |= {"tone": 0.0, "tone_lift": True, "view": "none"}
     # five scans in memory, replaced after every epoch of 1,000 critic updates

@@ -42,10 +42,10 @@ def small_record(seed: int, *, shape=(6, 20, 24)) -> dict:
 @pytest.fixture
 def records(monkeypatch):
     """Replace the datasets of every config by a few small records; returns them by split."""
-    from cacjax import datasets
+    from cacjax.data import cohorts
 
     splits = {"source_train": [small_record(i) for i in range(3)], "target_train": [small_record(9 + i) for i in range(2)]}
-    monkeypatch.setattr(datasets, "open", lambda config: splits)
+    monkeypatch.setattr(cohorts, "open", lambda config: splits)
     return splits
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from cacjax import agreement
+from cacjax.evaluation import agreement
 
 SHROUT_FLEISS = [[9, 2, 5, 8], [6, 1, 3, 2], [8, 4, 6, 8], [7, 1, 2, 6], [10, 5, 6, 9], [6, 2, 4, 7]]
 GOLDEN = [[20, 2, 0, 0], [1, 15, 3, 0], [0, 2, 10, 1], [0, 0, 1, 8]]

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax import aorta, flow, hearts, rules, scan
 from cacjax import score as score_module
-from cacjax.geometry import Acquisition
+from cacjax.files import scan
+from cacjax.files.geometry import Acquisition
+from cacjax.kernels import rules
 from cacjax.phantom import make_scan
+from cacjax.scoring import hearts, one_scan, threshold
 from cacjax.task import Prediction
 
 SPACING = (1.5, 0.66, 0.66)
@@ -47,27 +49,27 @@ def native():
 def test_threshold_of_a_phantom_is_that_of_its_own_region(ccta, seed):
     """The truth reads a box at the known course of the aorta; ours lies where the segmentation is deepest. Within 12 HU of each other."""
     image, heart, truth = ccta if seed == 11 else phantom("ccta", seed)
-    found, flags = aorta.choose("auto", RULE, image, heart)
+    found, flags = threshold.choose("auto", RULE, image, heart)
     assert found["hu"] == pytest.approx(truth["threshold_hu"], abs=12) and found["mean_hu"] == pytest.approx(truth["aorta_hu"], abs=8)
     assert found["hu"] == found["mean_hu"] + 3 * found["sd_hu"]
     assert (found["from"], found["where"], flags) == ("mean + 3 SD", "ascending aorta", [])
     low, high = found["box"]
     box = tuple(map(slice, low, high))
     assert (heart.structures[box] == hearts.AORTA).mean() > 0.9 and found["n_voxels"] > 3000
-    assert aorta.choose("auto", RULE, image, heart, truncate=True)[0]["hu"] == int(found["hu"])
+    assert threshold.choose("auto", RULE, image, heart, truncate=True)[0]["hu"] == int(found["hu"])
 
 
 def test_without_the_aortas_class_the_left_chambers_are_measured(ccta):
     image, heart, truth = ccta
     six = heart_of(np.where(heart.structures < hearts.AORTA, heart.structures, 0), classes=6)
-    found, _ = aorta.choose("auto", RULE, image, six)
+    found, _ = threshold.choose("auto", RULE, image, six)
     assert found["where"].startswith("LV cavity and LA") and "box" not in found
     assert found["mean_hu"] == pytest.approx(truth["arterial_hu"], rel=0.1)
 
 
 def test_a_scan_that_is_not_enhanced_keeps_the_rules_threshold(native):
     image, heart, truth = native
-    found, flags = aorta.choose("auto", RULE, image, heart)
+    found, flags = threshold.choose("auto", RULE, image, heart)
     assert (found["hu"], found["from"], flags) == (130.0, "not enhanced", [])
     assert found["mean_hu"] == pytest.approx(truth["aorta_hu"], abs=5)
 
@@ -85,22 +87,22 @@ def tube(radius_mm=14.0, hu=400.0, top=40):
 
 def test_the_wall_does_not_count_and_the_scans_end_is_no_wall():
     image, structures = tube(radius_mm=9.0)
-    pool = aorta.measure(image, heart_of(structures))
+    pool = threshold.measure(image, heart_of(structures))
     assert pool.mean_hu == pytest.approx(400, abs=1) and pool.sd_hu == pytest.approx(10, abs=0.5)
     # 10.5 mm of aorta at the top of the scan: half of its height is deep enough only if the vessel goes on.
     image, structures = tube()
     structures[:33] = 0
-    low, high = aorta.measure(image, heart_of(structures)).box
+    low, high = threshold.measure(image, heart_of(structures)).box
     assert high[0] == 40 and low[0] >= 32
 
 
 def test_fat_and_calcium_within_the_outline_do_not_count():
     image, structures = tube()
-    plain = aorta.measure(image, heart_of(structures))
+    plain = threshold.measure(image, heart_of(structures))
     low, _ = plain.box
     spots = image.hu.copy()
     spots[low[0] : low[0] + 2, 38:41, 38:41], spots[low[0] + 3, 38:40, 38:40] = -80, 1200
-    pool = aorta.measure(image_of(spots), heart_of(structures))
+    pool = threshold.measure(image_of(spots), heart_of(structures))
     assert (pool.mean_hu, pool.sd_hu) == pytest.approx((plain.mean_hu, plain.sd_hu), abs=0.2)
     assert pool.n_voxels == plain.n_voxels - 22
 
@@ -108,64 +110,64 @@ def test_fat_and_calcium_within_the_outline_do_not_count():
 @pytest.mark.parametrize("structures", [np.zeros((40, 80, 80), np.uint8), tube(radius_mm=4.0)[1]], ids=["none", "too thin"])
 def test_no_aorta_is_refused(structures):
     with pytest.raises(scan.ScanError, match=r"no ascending aorta in view.*\[no_aorta\]"):
-        aorta.choose("auto", RULE, tube()[0], heart_of(structures))
+        threshold.choose("auto", RULE, tube()[0], heart_of(structures))
     with pytest.raises(scan.ScanError, match="no left ventricle"):
-        aorta.choose("auto", RULE, tube()[0], heart_of(structures, classes=6))
+        threshold.choose("auto", RULE, tube()[0], heart_of(structures, classes=6))
 
 
 def test_region_in_the_authors_layout(tmp_path):
     """A row whose seventh and eighth numbers are mean and SD; the authors' code takes whole HU."""
     path = tmp_path / "scan.txt"
     path.write_text("10 45 20 56 3 47 402.5 20.25\n")
-    found, flags = aorta.choose(None, RULE, None, None, roi=path)
+    found, flags = threshold.choose(None, RULE, None, None, roi=path)
     assert (found["hu"], found["mean_hu"], found["where"], flags) == (463.25, 402.5, "file scan.txt", [])
-    assert aorta.choose(900.0, RULE, None, None, roi=path, truncate=True)[0]["hu"] == 463
+    assert threshold.choose(900.0, RULE, None, None, roi=path, truncate=True)[0]["hu"] == 463
     for text in ("1 2 3 4 5 6 400", "1 2 3 4 5 6 mean 20", "1 2 3 4 5 6 400 -3"):
         path.write_text(text)
         with pytest.raises(scan.ScanError, match="bad_roi"):
-            aorta.read_roi(path)
+            threshold.read_roi(path)
     with pytest.raises(scan.ScanError, match="bad_roi"):
-        aorta.read_roi(tmp_path / "none.txt")
+        threshold.read_roi(tmp_path / "none.txt")
 
 
 def test_a_lumen_brighter_than_calcium_is_flagged(tmp_path):
     (tmp_path / "p.txt").write_text("0 0 0 0 0 0 760 20")
-    assert aorta.choose(None, RULE, None, None, roi=tmp_path / "p.txt")[1] == ["bright_lumen"]
-    assert aorta.choose(799.0, RULE, None, None)[1] == [] and aorta.choose(800.0, RULE, None, None)[1] == ["bright_lumen"]
+    assert threshold.choose(None, RULE, None, None, roi=tmp_path / "p.txt")[1] == ["bright_lumen"]
+    assert threshold.choose(799.0, RULE, None, None)[1] == [] and threshold.choose(800.0, RULE, None, None)[1] == ["bright_lumen"]
 
 
 def test_an_enhanced_scan_taken_for_non_contrast(ccta, native):
     """Refused where blood was measured, flagged where only the scan or a heart mask is at hand; a native scan is neither."""
     image, heart, _ = ccta
     with pytest.raises(scan.ScanError, match=r"no scan threshold.*\[contrast_enhanced\]"):
-        aorta.choose(None, RULE, image, heart)
+        threshold.choose(None, RULE, image, heart)
     mask = hearts.Heart(heart.mask, None, 0, "mask")
     for known in (None, mask):
-        assert aorta.choose(None, RULE, image, known)[1] == ["contrast_enhanced"]
-        assert aorta.choose(None, RULE, native[0], known)[1] == []
-    assert aorta.choose(None, RULE, native[0], native[1])[1] == []
-    assert aorta.choose(130.0, RULE, image, None)[1] == []  # given on purpose
+        assert threshold.choose(None, RULE, image, known)[1] == ["contrast_enhanced"]
+        assert threshold.choose(None, RULE, native[0], known)[1] == []
+    assert threshold.choose(None, RULE, native[0], native[1])[1] == []
+    assert threshold.choose(130.0, RULE, image, None)[1] == []  # given on purpose
     small = np.zeros(image.hu.shape, np.int16)
     small[tuple(n // 2 for n in small.shape)] = 1
-    assert aorta.choose(None, RULE, image, None, regions=small)[1] == []  # what lies outside of given regions does not count
-    assert aorta.choose(None, RULE, image, None, regions=heart.mask.astype(np.int16))[1] == ["contrast_enhanced"]
+    assert threshold.choose(None, RULE, image, None, regions=small)[1] == []  # what lies outside of given regions does not count
+    assert threshold.choose(None, RULE, image, None, regions=heart.mask.astype(np.int16))[1] == ["contrast_enhanced"]
 
 
 def test_bones_are_no_blood():
     """A body of spongy bone at 200 HU, as large as vertebrae get, beside a pool of blood of the same brightness."""
     hu = np.zeros((40, 120, 120))
     hu[4:24, 20:70, 20:80] = 200  # 30 x 33 x 40 mm
-    assert aorta.bright_core_ml(image_of(hu)) < aorta.ENHANCED_CORE_ML
+    assert threshold.bright_core_ml(image_of(hu)) < threshold.ENHANCED_CORE_ML
     hu[:, 15:105, 15:105] = 200  # 60 mm a side
-    assert aorta.bright_core_ml(image_of(hu)) > 3 * aorta.ENHANCED_CORE_ML
+    assert threshold.bright_core_ml(image_of(hu)) > 3 * threshold.ENHANCED_CORE_ML
 
 
 def test_options_that_cannot_be():
     with pytest.raises(ValueError, match="'auto', got 'automatic'"):
-        aorta.check("automatic", None, None)
+        threshold.check("automatic", None, None)
     with pytest.raises(ValueError, match="needs a heart network"):
-        aorta.check("auto", np.ones((2, 2, 2)), None)
-    aorta.check("auto", None, "roi.txt")
+        threshold.check("auto", np.ones((2, 2, 2)), None)
+    threshold.check("auto", None, "roi.txt")
     with pytest.raises(SystemExit):
         score_module.parse(["scan", "--workdir", "w", "--out", "o", "--threshold-hu", "auto"])
     with pytest.raises(SystemExit):
@@ -200,14 +202,14 @@ def test_from_the_command_line(tmp_path, monkeypatch, ccta, native):
         return code, reasons, json.loads((out / "p.json").read_text())
 
     code, reasons, record = run(ccta, "--heart", tmp_path / "run", "--threshold-hu", "auto")
-    expected = aorta.choose("auto", RULE, ccta[0], ccta[1])[0]
+    expected = threshold.choose("auto", RULE, ccta[0], ccta[1])[0]
     assert (code, reasons) == (0, {""}) and record["threshold"]["hu"] == pytest.approx(expected["hu"])
     assert record["threshold"]["n_voxels"] == expected["n_voxels"] and record["threshold"]["box"] == list(expected["box"])
     assert (tmp_path / "out" / "p_heart.png").stat().st_size > 10_000
     assert run(ccta, "--heart", tmp_path / "run")[:2] == (1, {"contrast_enhanced"})
     code, reasons, record = run(ccta)
     assert (code, reasons, record["status"]) == (0, {"contrast_enhanced"}, "scored")
-    assert aorta.FLAGS["contrast_enhanced"] in record["notes"]
+    assert threshold.FLAGS["contrast_enhanced"] in record["notes"]
     assert run(native, "--heart", tmp_path / "run")[:2] == (0, {""})
     (tmp_path / "rois").mkdir()
     (tmp_path / "rois" / "p.txt").write_text("0 0 0 0 0 0 800 20")
@@ -227,5 +229,5 @@ def test_the_measured_mean_serves_the_view(ccta):
     segmenter = types.SimpleNamespace(model=types.SimpleNamespace(classes=8)), None
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hearts, "segment", lambda segmenter, image: heart.structures)
-        record = flow.score(image, detector=detector, heart=segmenter, threshold_hu="auto", fp_reduction="none").record
+        record = one_scan.score(image, detector=detector, heart=segmenter, threshold_hu="auto", fp_reduction="none").record
     assert record["view"]["applied"] and record["view"]["aorta_hu"] == pytest.approx(record["threshold"]["mean_hu"])

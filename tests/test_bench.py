@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax import losses
+from cacjax.kernels import losses
 from cacjax.models.critic import Critic
 from cacjax.models.dilated import Dilated, centre
 from cacjax.task import clip, rmsprop, start, update

@@ -7,9 +7,11 @@ import types
 import numpy as np
 import pytest
 
-from cacjax import hearts, scan, train
-from cacjax.datasets import phantom as cohort
+from cacjax import train
+from cacjax.data import phantom as cohort
+from cacjax.files import scan
 from cacjax.phantom import make_scan
+from cacjax.scoring import hearts
 
 SPACING_MM = (3.0, 2.2, 2.2)
 

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from cacjax import data, sampling
-from cacjax.sampling import StreamSpec
+from cacjax.data import loader as data
+from cacjax.data import sampling
+from cacjax.data.sampling import StreamSpec
 
 SHAPE = (9, 14, 17)  # unequal sides
 ZHAI = (("bright_in_slice", 0.5), ("anywhere_in_slice", 0.5))

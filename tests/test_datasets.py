@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 import cacjax.phantom
-from cacjax import data, datasets, manifest, scan, spatial
-from cacjax.datasets import folder, phantom, records
+from cacjax.data import cohorts, folder, phantom, records
+from cacjax.data import loader as data
+from cacjax.data.sampling import StreamSpec
+from cacjax.files import manifest, scan
+from cacjax.kernels import spatial
 from cacjax.phantom.anatomy import sample_patient
-from cacjax.sampling import StreamSpec
 
 SHAPE, SPACING = (5, 9, 12), (1.5, 0.7, 0.66)
 
@@ -59,7 +61,7 @@ def test_digest_covers_what_decides_a_scan_and_nothing_else():
 
 
 def open_quietly(config):
-    return datasets.open(config, progress=False)
+    return cohorts.open(config, progress=False)
 
 
 def test_phantom_cohort_comes_back_as_it_was_made(config):
@@ -97,9 +99,9 @@ def test_two_that_ask_at_once_prepare_once(config, monkeypatch):
 
 
 def test_an_older_phantom_is_not_taken_for_this_one(config, monkeypatch):
-    before = datasets.digest(phantom.settings(config))
+    before = cohorts.digest(phantom.settings(config))
     monkeypatch.setattr(phantom, "_generator", lambda: "another")
-    assert datasets.digest(phantom.settings(config)) != before
+    assert cohorts.digest(phantom.settings(config)) != before
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
@@ -153,10 +155,10 @@ def test_unusable_settings_are_named(config, change, message):
 
 def test_data_directory(monkeypatch, tmp_path):
     monkeypatch.delenv("CACJAX_DATA_DIR", raising=False)
-    assert datasets.data_directory().parts[-3:] == (".cache", "cacjax", "datasets")
+    assert cohorts.data_directory().parts[-3:] == (".cache", "cacjax", "datasets")
     monkeypatch.setenv("CACJAX_DATA_DIR", str(tmp_path))
-    assert datasets.data_directory() == tmp_path
-    assert datasets.data_directory(str(tmp_path / "own")) == tmp_path / "own"
+    assert cohorts.data_directory() == tmp_path
+    assert cohorts.data_directory(str(tmp_path / "own")) == tmp_path / "own"
 
 
 def test_the_loader_reads_a_prepared_cohort_with_threads(config):
@@ -174,11 +176,11 @@ import cacjax.phantom
 {inspect.getsource(fake_scan)}
 cacjax.phantom.make_scan = fake_scan
 if __name__ == "__main__":
-    from cacjax import datasets
+    from cacjax.data import cohorts
     splits = {{"source_train": {{"protocol": "ccta", "count": 5}}}}
     config = {{"kind": "phantom", "directory": sys.argv[1], "seed": 0, "splits": splits}}
     config |= {{"shape": {SHAPE}, "spacing_mm": {SPACING}, "workers": 2}}
-    ids = [record["id"].decode() for record in datasets.open(config)["source_train"]]
+    ids = [record["id"].decode() for record in cohorts.open(config)["source_train"]]
     assert ids == [f"source_train-{{i:04d}}" for i in range(5)], ids
     print("tensorflow" in sys.modules)
 """
@@ -290,6 +292,6 @@ def test_a_script_without_a_guard_ends_with_the_reason(tmp_path):
     script = tmp_path / "script.py"
     data = {"kind": "phantom", "directory": str(tmp_path / "data"), "workers": 1, "seed": 0, "shape": (4, 16, 16)}
     data |= {"spacing_mm": (6.0, 6.0, 6.0), "splits": {"source_train": {"protocol": "chest", "count": 1}}}
-    script.write_text(f"from cacjax import datasets\ndatasets.open({data!r}, progress=False)\n")
+    script.write_text(f"from cacjax.data import cohorts\ncohorts.open({data!r}, progress=False)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert done.returncode and "__main__" in done.stderr

@@ -7,8 +7,9 @@ import types
 import numpy as np
 import pytest
 
-from cacjax import arms, experiments
-from cacjax.arms import EXPERIMENTS, SIZES, Column, Network
+from cacjax.experiments import run as experiments
+from cacjax.experiments import uda
+from cacjax.experiments.uda import EXPERIMENTS, SIZES, Column, Network
 
 
 @pytest.fixture
@@ -93,7 +94,7 @@ def test_rows_are_medians_over_seeds_with_published_figures_beside(tmp_path):
 def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys):
     column = Column("adapted", "net", "ccta", True)
     networks = {"net": Network("uda.py")}
-    monkeypatch.setitem(experiments.EXPERIMENTS, "uda-table2", arms.Experiment(networks, (column,)))
+    monkeypatch.setitem(experiments.EXPERIMENTS, "uda-table2", uda.Experiment(networks, (column,)))
     monkeypatch.setattr(experiments, "train", lambda networks, size, folder, seed: evaluation(folder, (0.2, 0.9, 0.4)[seed]))
     monkeypatch.setattr(experiments, "test", lambda *_: None)
     run = lambda out, *words: experiments.main(["uda-table2", "--out", str(tmp_path / out), *words])  # noqa: E731
@@ -116,7 +117,7 @@ def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys
         with pytest.raises(SystemExit, match=message):
             run("wrong", "--seeds", "0", "--with", str(tmp_path / name))
     monkeypatch.setitem(
-        experiments.EXPERIMENTS, "uda-table2", arms.Experiment({"net": Network("uda.py")}, (column._replace(title="other"),))
+        experiments.EXPERIMENTS, "uda-table2", uda.Experiment({"net": Network("uda.py")}, (column._replace(title="other"),))
     )
     with pytest.raises(SystemExit, match="other columns"):
         run("wrong", "--seeds", "0", "--with", there)
@@ -140,7 +141,7 @@ def test_interval_spans_what_other_scans_could_have_shown():
 def test_gain_over_the_source_is_of_the_same_scans():
     """Scans differ far more than the two networks do: each alone is uncertain, their difference is not."""
     columns = Column("before", "base", "ccta", True), Column("after", "new", "ccta", True), Column("raw", "new", "ccta", False)
-    experiment = arms.Experiment({"base": Network("lessmann.py"), "new": Network("uda.py", source="base")}, columns)
+    experiment = uda.Experiment({"base": Network("lessmann.py"), "new": Network("uda.py", source="base")}, columns)
     scans = [(10 * i, 100 - 10 * i, 0) for i in range(1, 10)]
     better = measured(*[(tp + 10, fp - 10, 0) for tp, fp, _ in scans])
     before, after, raw = experiments.summary(experiment, [{"seed": 0, "columns": [measured(*scans), better, better]}])
@@ -151,7 +152,7 @@ def test_gain_over_the_source_is_of_the_same_scans():
 @pytest.mark.parametrize("size", ["small", "published"])
 def test_no_two_arms_train_the_same(size):
     """But for the arm that the size names, which is not trained again, and at published size three orientations."""
-    whole, distinct, seen = EXPERIMENTS["uda-table2"], arms.distinct(EXPERIMENTS["uda-table2"], SIZES[size]), {}
+    whole, distinct, seen = EXPERIMENTS["uda-table2"], uda.distinct(EXPERIMENTS["uda-table2"], SIZES[size]), {}
     assert whole.networks.keys() - distinct.networks.keys() == {SIZES[size].adapted}
     assert {column.network for column in distinct.columns} == distinct.networks.keys()
     for name, network in whole.networks.items():

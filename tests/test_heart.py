@@ -14,13 +14,17 @@ from jax import lax
 from scipy import ndimage
 
 import cacjax.phantom
-from cacjax import blocks, data, flow, hearts, losses, scan, train
 from cacjax import score as score_module
-from cacjax.datasets import phantom
-from cacjax.geometry import Acquisition
+from cacjax import train
+from cacjax.data import loader, phantom
+from cacjax.files import scan
+from cacjax.files.geometry import Acquisition
+from cacjax.inference import windows
+from cacjax.kernels import losses
 from cacjax.models import conv3d
-from cacjax.models.heart import EncoderDecoder
+from cacjax.models.resnet import EncoderDecoder
 from cacjax.phantom import layers, make_scan
+from cacjax.scoring import hearts, one_scan
 from cacjax.task import Prediction
 from cacjax.tasks.heart import network
 
@@ -84,10 +88,10 @@ def test_windows_cover_a_scan_and_are_averaged():
         sizes.add(block.shape[1:])
         return np.stack([block, -block], -1)
 
-    found = blocks.slide(itself, hu, window=16, overlap=4)
+    found = windows.slide(itself, hu, window=16, overlap=4)
     np.testing.assert_allclose(found, np.stack([hu, -hu]), rtol=1e-6)
     assert sizes == {(8, 16, 16)}
-    ones = blocks.slide(lambda block: np.ones((*block.shape, 1)), hu, window=16, overlap=4)
+    ones = windows.slide(lambda block: np.ones((*block.shape, 1)), hu, window=16, overlap=4)
     np.testing.assert_allclose(ones, 1)
 
 
@@ -196,7 +200,7 @@ def test_training_lowers_the_loss_on_one_batch(ccta):
         config.model.width, config.streams.train.patch, config.optimiser.rate = 4, 16, 1e-2
     task = train.build(config)
     record = small_record(0) | {"hu": ccta.hu, "label": ccta.structures, "heart": ccta.heart.astype(np.uint8)}
-    batch = next(data.make_loader({"source_train": [record]}, train.streams_of(config), seed=0, num_threads=0))
+    batch = next(loader.make_loader({"source_train": [record]}, train.streams_of(config), seed=0, num_threads=0))
     state = jax.jit(lambda key: task.init(key, train.example_batch(config)))(jax.random.key(0))
     step = jax.jit(task.train_step)
     found = []
@@ -275,8 +279,8 @@ def test_a_limit_by_the_heart_is_the_same_from_mask_and_network():
     hu[15, 30:33, 30:32] = 900
     image = image_of(hu)
     detector = types.SimpleNamespace(spacing_mm=(3.0, 1.0, 1.5), view="none"), marks_bright
-    by_network = flow.score(image, detector=detector, heart=by_brightness())
-    by_mask = flow.score(image, detector=detector, heart=by_network.heart)
+    by_network = one_scan.score(image, detector=detector, heart=by_brightness())
+    by_mask = one_scan.score(image, detector=detector, heart=by_network.heart)
     assert by_network.rows == by_mask.rows and by_mask.structures is None
     np.testing.assert_array_equal(by_network.mask, by_mask.mask)
 

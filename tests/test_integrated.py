@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage, stats
 
-from cacjax import integrated
+from cacjax.kernels import integrated
 
 PATCH = (
     [[10, 30, 135, 145, 5, 150, 100, 80, 9], [9, 40, 135, 130, 5, 150, 190, 80, 9], [10, 100, 100, 130, 5, 9, 0, 80, 18]]

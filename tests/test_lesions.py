@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cacjax import lesions, links, runs, union, words
+from cacjax.kernels import bits, lesions, neighbours, runs, union_find
 
 SHAPES = ((3, 40, 40), (4, 1, 33), (1, 1, 1))
 
@@ -34,7 +34,7 @@ def assert_as_scipy(mask, connectivity, **options):
     np.testing.assert_array_equal(labels, expected)
 
 
-@pytest.mark.parametrize("connectivity", links.CONNECTIVITY)
+@pytest.mark.parametrize("connectivity", neighbours.CONNECTIVITY)
 @pytest.mark.parametrize("shape", SHAPES)
 @settings(max_examples=30, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.02, 0.2, 0.4, 0.6, 0.95]))
@@ -44,7 +44,7 @@ def test_label_random(shape, connectivity, seed, density):
         assert_as_scipy(rng.random(shape) < density, connectivity)
 
 
-@pytest.mark.parametrize("connectivity", links.CONNECTIVITY)
+@pytest.mark.parametrize("connectivity", neighbours.CONNECTIVITY)
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), density=st.sampled_from([0.0001, 0.0003, 0.001]))
 def test_label_few_runs_in_a_large_mask(connectivity, seed, density):
@@ -61,7 +61,7 @@ def scattered(shape, count, seed=0):
     return ndimage.binary_dilation(mask.reshape(shape), np.ones((2, 2, 3)))
 
 
-@pytest.mark.parametrize("connectivity", links.CONNECTIVITY)
+@pytest.mark.parametrize("connectivity", neighbours.CONNECTIVITY)
 def test_label_of_a_mask_of_which_few_rows_are_kept(connectivity):
     for count in (0, 1, 40, 120, 400):  # from about 300 on more groups of rows hold voxels than are kept
         assert_as_scipy(scattered((34, 499, 37), count, count), connectivity, buckets=(200,))  # 120 have too many runs
@@ -118,9 +118,9 @@ def test_a_batch_gives_what_each_scan_gives():
 def test_windows_hold_the_voxels_of_each_word(shape, dtype):
     volume = np.random.default_rng(2).normal(0, 500, shape).astype(dtype)
     mask = volume > 100
-    packed = np.asarray(words.pack(jnp.asarray(mask))).ravel()
-    values, ones = words.windows(jnp.asarray(volume), jnp.arange(packed.size), jnp.asarray(packed))
-    on = np.asarray(words.unpack(ones[:, None], 32)).reshape(-1, 32)
+    packed = np.asarray(bits.pack(jnp.asarray(mask))).ravel()
+    values, ones = bits.windows(jnp.asarray(volume), jnp.arange(packed.size), jnp.asarray(packed))
+    on = np.asarray(bits.unpack(ones[:, None], 32)).reshape(-1, 32)
     np.testing.assert_array_equal(np.asarray(values)[on], volume[mask])
 
 
@@ -128,9 +128,9 @@ def test_running_sum_and_max_are_exact():
     rng = np.random.default_rng(5)
     for most, n in ((1, 100_001), (16, 70_000), (1 << 20, 3000), (3, 5)):
         counts = rng.integers(0, most + 1, n, dtype=np.int32)
-        np.testing.assert_array_equal(words.running_sum(jnp.asarray(counts), most=most), np.cumsum(counts, dtype=np.int32))
-        np.testing.assert_array_equal(words.sum_before(jnp.asarray(counts), most=most), np.cumsum(counts, dtype=np.int32) - counts)
-        np.testing.assert_array_equal(words.running_max(jnp.asarray(counts), len(counts)), np.maximum.accumulate(counts))
+        np.testing.assert_array_equal(bits.running_sum(jnp.asarray(counts), most=most), np.cumsum(counts, dtype=np.int32))
+        np.testing.assert_array_equal(bits.sum_before(jnp.asarray(counts), most=most), np.cumsum(counts, dtype=np.int32) - counts)
+        np.testing.assert_array_equal(bits.running_max(jnp.asarray(counts), len(counts)), np.maximum.accumulate(counts))
 
 
 def test_bench_writes_the_documented_rows(tmp_path):
@@ -191,7 +191,7 @@ def drawings():
 
 
 @pytest.mark.parametrize("name", list(drawings()))
-@pytest.mark.parametrize("connectivity", links.CONNECTIVITY)
+@pytest.mark.parametrize("connectivity", neighbours.CONNECTIVITY)
 def test_label_drawings(name, connectivity):
     assert_as_scipy(drawings()[name], connectivity)
 
@@ -202,12 +202,12 @@ def test_parallel_union_equals_serial(name):
     mask = drawings()[name]
     packed = runs.find(jnp.asarray(mask))
     found = runs._compact(packed, runs.capacities(packed.words.shape)[-1])
-    for connectivity in links.CONNECTIVITY:
+    for connectivity in neighbours.CONNECTIVITY:
         node = jnp.arange(found.word.shape[0], dtype=jnp.int32)
-        touched = links._touched(packed, mask.shape, connectivity, links._grown(found, packed), *found)
-        linked = links._link(packed, mask.shape, connectivity, links._ranks(found, packed), node, touched, *found)
-        serial = jax.jit(union.number_serial)(*linked, packed.n)
-        jax.tree.map(np.testing.assert_array_equal, jax.jit(union.number_parallel)(*linked, packed.n), serial)
+        touched = neighbours._touched(packed, mask.shape, connectivity, neighbours._grown(found, packed), *found)
+        linked = neighbours._link(packed, mask.shape, connectivity, neighbours._ranks(found, packed), node, touched, *found)
+        serial = jax.jit(union_find.number_serial)(*linked, packed.n)
+        jax.tree.map(np.testing.assert_array_equal, jax.jit(union_find.number_parallel)(*linked, packed.n), serial)
 
 
 @pytest.mark.parametrize("count", [0, 7, 8, 9, 63, 64, 65, 240])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax import losses
+from cacjax.kernels import losses
 
 
 def test_cross_entropy_of_uniform_logits_is_log_classes():

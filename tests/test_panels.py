@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from cacjax import panels, scan
 from cacjax.evaluate import Reference, number_lesions
-from cacjax.panels import ERROR_COLOURS, OTHER_COLOUR, REFERENCE_COLOUR
+from cacjax.evaluation import pictures
+from cacjax.evaluation.pictures import ERROR_COLOURS, OTHER_COLOUR, REFERENCE_COLOUR
+from cacjax.files import scan
 
 SPACING = (2.0, 1.0, 0.5)  # a voxel is 1 mm³
 SHAPE = (8, 100, 160)
@@ -19,7 +20,7 @@ def count(picture, colour, *, near=0.02):
 
 
 def test_errors_by_hand():
-    assert panels.errors([0, 1, 2, 0], [0, 3, 0, 1]).tolist() == [0, 1, 2, 3]
+    assert pictures.errors([0, 1, 2, 0], [0, 3, 0, 1]).tolist() == [0, 1, 2, 3]
 
 
 def test_comparison_colours_errors(tmp_path):
@@ -36,7 +37,7 @@ def test_comparison_colours_errors(tmp_path):
         "threshold_hu": 130.0,
         "notes": {"after": "F1 0.33"},
     }
-    panels.comparison(tmp_path / "c.png", [panel], arms=("before", "after"))
+    pictures.comparison(tmp_path / "c.png", [panel], arms=("before", "after"))
     picture = imread(tmp_path / "c.png")[..., :3]
     assert all(count(picture, colour) > 20 for colour in ERROR_COLOURS)
 
@@ -56,12 +57,12 @@ def truth():
     hu = np.where(label > 0, 500, 40).astype(np.float32)
     hu[6, 60:62, 100:103] = 200
     image = scan.Scan(hu, np.diag([*SPACING[::-1], 1.0])[:, [2, 1, 0, 3]], scan.Acquisition(), "t")
-    lesions = {"CAC": number_lesions(np.isin(label, panels.CORONARY), 26)}
+    lesions = {"CAC": number_lesions(np.isin(label, pictures.CORONARY), 26)}
     return Reference("t", image, label, None, hu >= 300, lesions, 300.0, 1.0)
 
 
 def outlier(truth, found, detected, **options):
-    return panels.of_outlier(truth, found, number_lesions(np.isin(found, panels.CORONARY), 26), detected, **options)
+    return pictures.of_outlier(truth, found, number_lesions(np.isin(found, pictures.CORONARY), 26), detected, **options)
 
 
 def test_what_was_missed_and_why(truth):
@@ -73,7 +74,7 @@ def test_what_was_missed_and_why(truth):
         "RCA: missed 8.0 of 8.0 mm³",
         "below the threshold: mean 275 HU, threshold 300",
     )
-    assert (first["found"] == panels.MISSED).sum() == 12 and (first["before"] == panels.MISSED).sum() == 3
+    assert (first["found"] == pictures.MISSED).sum() == 12 and (first["before"] == pictures.MISSED).sum() == 3
     assert first["hu"].shape == (40, 80), "40 mm"
     assert outlier(truth, draw(), draw())[0]["why"] == "not detected"
     assert outlier(truth, draw(), draw(a_4=(2, 30, 40, 2, 3, 4)))[0]["why"] == "detected as TAC"
@@ -90,7 +91,7 @@ def test_what_is_false_and_why(truth):
     assert first["why"] == "MV calcium in the reference; mean 500 HU, threshold 300"
     assert second["caption"] == "LAD: false 3.0 of 3.0 mm³" and second["hu"].shape == (40, 80)
     assert second["why"] == "nothing in the reference; mean 40 HU, threshold 300"
-    assert (second["found"][0, -3:] == panels.FALSE).all(), "a close-up at the border is moved, not cut"
+    assert (second["found"][0, -3:] == pictures.FALSE).all(), "a close-up at the border is moved, not cut"
     assert outlier(truth, real, real) == []
 
 
@@ -104,7 +105,7 @@ def test_outliers_picture(truth, tmp_path):
     shown = outlier(truth, found, None)
     bare = [panel | {"found": panel["found"] * 0, "reference": panel["reference"] * 0} for panel in shown]
     for name, rows in (("marked", shown), ("bare", bare)):
-        panels.outliers(tmp_path / f"{name}.png", rows, title="arm")
+        pictures.outliers(tmp_path / f"{name}.png", rows, title="arm")
     marked, bare = (imread(tmp_path / f"{name}.png")[..., :3] for name in ("marked", "bare"))
     for colour in (*ERROR_COLOURS, REFERENCE_COLOUR, OTHER_COLOUR):
         assert count(marked, colour, near=0.25) > count(bare, colour, near=0.25) + 20, "more than the legend has"
@@ -117,17 +118,17 @@ def record(name, found, reference, **more):
 def test_furthest_holds_both_kinds():
     """Two with too much and two with too little by size; where one kind lacks, the other fills up; exact ones never."""
     records = [record(*r) for r in (("a", 90, 0), ("b", 80, 0), ("c", 70, 0), ("d", 0, 5), ("e", 0, 4), ("f", 0, 3), ("g", 9, 9))]
-    assert panels.furthest(records, "x") == ["a", "b", "d", "e"]
-    assert panels.furthest(records[:4], "x") == ["a", "b", "c", "d"]
-    assert panels.furthest(records[-1:], "x") == [] and panels.furthest(records, "y") == []
-    assert panels.furthest([record("a", 9, 0, artery="LAD"), record("b", 9, 0, fp_reduction="no")], "x") == []
+    assert pictures.furthest(records, "x") == ["a", "b", "d", "e"]
+    assert pictures.furthest(records[:4], "x") == ["a", "b", "c", "d"]
+    assert pictures.furthest(records[-1:], "x") == [] and pictures.furthest(records, "y") == []
+    assert pictures.furthest([record("a", 9, 0, artery="LAD"), record("b", 9, 0, fp_reduction="no")], "x") == []
 
 
 def test_volumes_picture(tmp_path):
     """Outliers are orange; an arm that finds nothing, one with a single scan and one without any are drawn all the same."""
     records = [record(str(k), 10.0 * k, 12.0 * k) for k in range(6)]
     records += [record(str(k), 0.0, 0.0, arm="y") for k in range(3)] + [record("1", 5.0, 1.0, arm="z")]
-    panels.volumes(tmp_path / "a.png", records, arms=("x", "y", "z", "none"), named={"x": ["5"], "y": []})
-    panels.volumes(tmp_path / "b.png", records, arms=("x", "y", "z", "none"), named={})
+    pictures.volumes(tmp_path / "a.png", records, arms=("x", "y", "z", "none"), named={"x": ["5"], "y": []})
+    pictures.volumes(tmp_path / "b.png", records, arms=("x", "y", "z", "none"), named={})
     marked, bare = (imread(tmp_path / name)[..., :3] for name in ("a.png", "b.png"))
     assert marked.shape == bare.shape and np.abs(marked - bare).max(-1).sum() > 20

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from cacjax import scan as files
+from cacjax.files import scan as files
 from cacjax.phantom import folder, make_pair, make_scan, observer
 from cacjax.phantom.__main__ import main
 from cacjax.phantom.acquisition import Optics, calcium_samples, sample_protocol, sample_timing, simulate

@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax import flow, lesions, pipeline, planes, rules, scores, spatial
+from cacjax.inference import planes
+from cacjax.kernels import lesions, rules, scores, spatial
 from cacjax.models.dilated import Dilated
+from cacjax.scoring import one_scan
+from cacjax.scoring import program as pipeline
 
 NETWORK_MM = (1.5, 0.9, 0.9)
 RULE = rules.RULES["default"]
@@ -48,7 +51,7 @@ def make(hu, heart, spacing_mm, *, threshold_hu=200.0, reduction="paper", classi
     numbers = scores.numbers(RULE, spacing_mm, rules.pixel_score(RULE, spacing_mm))
     options = {"mode": reduction, "dilation_mm": 2.0, "classify": classify}
     config = types.SimpleNamespace(spacing_mm=network_mm)
-    return flow.make_case(hu, heart, spacing_mm, threshold_hu, numbers, config, RULE, options)
+    return one_scan.make_case(hu, heart, spacing_mm, threshold_hu, numbers, config, RULE, options)
 
 
 def cut(volume, like):
@@ -60,7 +63,7 @@ def by_hand(predict, hu, heart, spacing_mm, *, threshold_hu=200.0, reduction="pa
     network_hu, true_mm = spatial.resample(hu, spacing_mm, NETWORK_MM, order=3)
     label = np.asarray(predict(network_hu, jnp.ones(network_hu.shape, bool)).label)
     if heart is not None:
-        low, high = flow.box_around(heart, network_hu.shape, NETWORK_MM)
+        low, high = one_scan.box_around(heart, network_hu.shape, NETWORK_MM)
         inside = np.zeros(label.shape, bool)
         inside[tuple(slice(a, b) for a, b in zip(low, high))] = True
         label = np.where(inside, label, 0)
@@ -222,7 +225,7 @@ def test_eight_devices_equal_one_at_a_time():
 import sys
 sys.path[:0] = [{str(tests)!r}, {str(tests.parent)!r}]
 import cacjax, jax, test_pipeline as t
-from cacjax import pipeline
+from cacjax.scoring import program as pipeline
 predict = t.predict.__wrapped__() if hasattr(t.predict, "__wrapped__") else t.predict._get_wrapped_function()()
 batch, cases = t.stacked(8, reduction="none")
 mesh = jax.make_mesh((8,), ("scans",), axis_types=(jax.sharding.AxisType.Auto,))

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax import planes, rectangles, sampling
+from cacjax.data import sampling
+from cacjax.inference import planes, rectangles
 from cacjax.models.dilated import Dilated, margin
 
 MODELS = {

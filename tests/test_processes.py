@@ -14,10 +14,11 @@ workdir, rank, count, port = sys.argv[1], *map(int, sys.argv[2:])
 sys.path.insert(0, {tests!r})
 import conftest, jax
 jax.distributed.initialize(f"localhost:{{port}}", count, rank)
-from cacjax import datasets, train
+from cacjax import train
+from cacjax.data import cohorts
 from configs import uda
 records = [conftest.small_record(i) for i in range(5)]
-datasets.open = lambda config: {{"source_train": records[:3], "target_train": records[3:]}}
+cohorts.open = lambda config: {{"source_train": records[:3], "target_train": records[3:]}}
 train.train(conftest.shrink(uda.get_config(""), steps=2), workdir)
 """
 

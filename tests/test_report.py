@@ -6,7 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from cacjax import manifest, report
+from cacjax import report
+from cacjax.files import manifest
 
 
 def disc(shape, centre, radius, spacing_mm):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydicom import uid
 
-from cacjax import scan
+from cacjax.files import scan
 
 QRM = pathlib.Path(os.environ.get("CACJAX_DATA_QRM", pathlib.Path(__file__).parents[2] / "shared/data/qrm-cci-canon"))
 SHAPE = (6, 5, 4)

@@ -16,8 +16,10 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 import cacjax
-from cacjax import flow, report, scan, train
+from cacjax import report, train
 from cacjax import score as score_module
+from cacjax.files import scan
+from cacjax.scoring import one_scan
 from cacjax.task import Prediction
 
 QRM = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "qrm-cci-canon"
@@ -254,7 +256,7 @@ def test_an_unexpected_error_is_a_row_with_its_traceback(tmp_path, detector, mon
 
     path = write_nifti(tmp_path / "a.nii.gz", calcified())
     assert run(path, "--workdir", tmp_path, "--out", tmp_path) == 0
-    monkeypatch.setattr(flow, "detect_and_score", fails)
+    monkeypatch.setattr(one_scan, "detect_and_score", fails)
     assert run(path, "--workdir", tmp_path, "--out", tmp_path) == 1
     record = json.loads((tmp_path / "a.json").read_text())
     assert (record["reason"], record["message"]) == ("internal_error", "RuntimeError: no such luck")

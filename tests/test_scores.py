@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cacjax import lesions, rules, scores
+from cacjax.kernels import lesions, rules, scores
 
 QRM = pathlib.Path(__file__).parents[1] / "../shared/data/qrm-cci-canon"
 SHAPE = (4, 40, 32)  # one shape: few programs

@@ -12,8 +12,9 @@ from conftest import shrink, small_record
 from scipy import ndimage
 
 import cacjax
-from cacjax import data, patches, sampling, train
-from cacjax.datasets import detected
+from cacjax import train
+from cacjax.data import detected, loader, sampling
+from cacjax.inference import patches
 from cacjax.models.undilated import Undilated, pool
 from cacjax.task import Prediction
 from configs import second
@@ -130,7 +131,7 @@ def test_half_of_a_minibatch_is_calcium_and_the_rest_is_mistaken_or_bright():
     record["detected"] = np.flatnonzero((record["hu"] == 700) | (record["label"] > 0))
     stream = second.get_config().streams.train
     spec = sampling.StreamSpec(("s",), stream.strata, patch=1, margin=0)
-    batches = data.make_loader({"s": [record]}, {"train": (spec, (20,))}, seed=0, num_threads=0)
+    batches = loader.make_loader({"s": [record]}, {"train": (spec, (20,))}, seed=0, num_threads=0)
     hu, label = (next(batches)["train"][part].reshape(20) for part in ("hu", "label"))
     assert (label[:10] > 0).all() and not label[10:].any()
     assert (hu[10:18] == 700).all() and (hu[18:] >= 130).all()

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cacjax import spatial
+from cacjax.kernels import spatial
 
 SPACING = (3.0, 0.5, 0.4)
 

@@ -6,8 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax import flow, pipeline, sampling, scores, spatial, summary, view
-from cacjax.rules import RULES, pixel_score
+from cacjax.data import sampling
+from cacjax.kernels import scores, spatial, view
+from cacjax.kernels.rules import RULES, pixel_score
+from cacjax.scoring import one_scan, program
+from cacjax.scoring import record as summary
 from cacjax.task import Prediction
 
 SPACING_MM = (1.5, 0.9, 0.9)
@@ -50,12 +53,12 @@ def test_training_and_scoring_see_the_same():
     numbers = scores.numbers(rule, SPACING_MM, pixel_score(rule, SPACING_MM))
     config, reduction = type("Config", (), {"spacing_mm": SPACING_MM}), {"mode": "none", "dilation_mm": 0.0, "classify": "all"}
     look = summary.describe_view("contrast_removed", 400.0)
-    case, how = flow.make_case(hu.astype(np.float32), None, SPACING_MM, 130.0, numbers, config, rule, reduction, look)
+    case, how = one_scan.make_case(hu.astype(np.float32), None, SPACING_MM, 130.0, numbers, config, rule, reduction, look)
 
     def predict(seen, wanted):
         return Prediction(jnp.zeros(seen.shape, jnp.uint8), seen, seen)  # tells what it sees in place of a probability
 
-    found = pipeline.detect_and_score(pipeline.traceable(functools.partial(predict)), case, how)
+    found = program.detect_and_score(program.traceable(functools.partial(predict)), case, how)
     seen = np.asarray(found.probability)[:6, :8, :10]
     np.testing.assert_allclose(seen[hu >= 130], trained[hu >= 130], atol=0.51)
     assert (hu >= 130).sum() > 100

@@ -13,7 +13,7 @@ or an .npz of the same keys, which needs no torch.
 
 --check runs the network in FILE on `x` [b, c, h, w] float32 as PyTorch takes it and compares with `y`: features of the generator;
 logits of dilated and probabilities of neck, at the centre or as a map, whichever shape y has; values of the critic; probabilities
-[b, 2] of undilated for patches as its code cuts them (see cacjax.patches.look). It prints the largest differences and fails above
+[b, 2] of undilated for patches as its code cuts them (see cacjax.inference.patches.look). It prints the largest differences and fails above
 1e-4, and then nothing is written. A run is written whole or not at all.
 """
 

@@ -12,10 +12,10 @@ import tempfile
 import numpy as np
 import tqdm
 
-from cacjax.dicom import write_dicom
+from cacjax.files.dicom import write_dicom
+from cacjax.files.scan import write_image
 from cacjax.phantom import picture
 from cacjax.phantom.cohort import Phantom, make_scan
-from cacjax.scan import write_image
 
 FORMATS = ("nifti", "dicom")
 MANIFEST = ["scan", "mask", "heart", "split", "domain", "protocol", "threshold_hu", "aorta_hu", "noise_hu", "kvp", "seed"]

@@ -1,6 +1,6 @@
 """Heart segmentation (Bruns 2022): chambers and myocardium, with the ascending aorta as one more class where it is asked for.
 
-Labels are those of `cacjax.hearts.STRUCTURES`; what the network has no class for counts as background.
+Labels are those of `cacjax.scoring.hearts.STRUCTURES`; what the network has no class for counts as background.
 """
 
 import functools
@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cacjax import blocks, losses
-from cacjax.models.heart import EncoderDecoder
+from cacjax.inference import windows
+from cacjax.kernels import losses
+from cacjax.models.resnet import EncoderDecoder
 from cacjax.task import Net, State, Task, adam
 
 
@@ -21,7 +22,7 @@ def make(config) -> Task:
     optimiser = adam(rate)
 
     def init(key, batch, source=None):
-        variables = jax.jit(model.init)(key, blocks.normalise(jnp.zeros(batch["train"]["hu"].shape)))
+        variables = jax.jit(model.init)(key, windows.normalise(jnp.zeros(batch["train"]["hu"].shape)))
         params = variables["params"]
         return State(jnp.zeros((), jnp.int32), {"heart": Net(params, variables["batch_stats"], optimiser.init(params))})
 
@@ -34,7 +35,7 @@ def make(config) -> Task:
 
     def objective(params, stats, batch):
         variables = {"params": params, "batch_stats": stats}
-        logits, changed = model.apply(variables, blocks.normalise(batch["hu"]), True, mutable=["batch_stats"])
+        logits, changed = model.apply(variables, windows.normalise(batch["hu"]), True, mutable=["batch_stats"])
         labels = jnp.where(batch["label"] < config.model.classes, batch["label"], 0)
         dice = losses.soft_dice(jax.nn.softmax(logits), labels)
         total = (1 - dice).sum()
@@ -42,8 +43,8 @@ def make(config) -> Task:
 
     def predict(state, hu):
         net = state.nets["heart"]
-        answer = functools.partial(blocks.probabilities, model, {"params": net.params, "batch_stats": net.stats})
-        return blocks.slide(answer, hu, **config.window)
+        answer = functools.partial(windows.probabilities, model, {"params": net.params, "batch_stats": net.stats})
+        return windows.slide(answer, hu, **config.window)
 
     return Task(init, train_step, predict, cubes)
 

@@ -3,9 +3,9 @@
 import jax
 import jax.numpy as jnp
 
-from cacjax import losses
+from cacjax.inference.planes import normalise, predict
+from cacjax.kernels import losses
 from cacjax.models.dilated import Dilated, centre
-from cacjax.planes import normalise, predict
 from cacjax.task import State, Task, adam, learning_rate, start, update
 
 

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cacjax import losses, patches, sampling
+from cacjax.data import sampling
+from cacjax.inference import patches
+from cacjax.kernels import losses
 from cacjax.models.undilated import NORMS, Undilated
 from cacjax.task import Net, State, Task, adam, learning_rate
 

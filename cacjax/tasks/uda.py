@@ -10,11 +10,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cacjax import losses
+from cacjax.inference.planes import normalise, predict
+from cacjax.kernels import losses
 from cacjax.models import moments
 from cacjax.models.critic import Critic
 from cacjax.models.dilated import centre
-from cacjax.planes import normalise, predict
 from cacjax.task import Net, State, Task, clip, rmsprop, spectral, start, update
 from cacjax.tasks.lessmann import classification, network, reading
 

@@ -6,7 +6,7 @@ Patients --seed, --seed + 1, ..; a seed that the run was trained on ends the pro
 "network", "rows"}, one row for each protocol:
 
   dice         by structure, as far as the network has classes, and of the whole heart (all but the aorta): mean, sd, least over scans
-  aorta        measured: scans in which `cacjax.aorta.measure` finds blood; mean_error_hu: its mean less that of the phantom's own box;
+  aorta        scans in which `cacjax.scoring.threshold.measure` finds blood; mean_error_hu: its mean less that of the phantom's box;
                for scans with contrast medium also threshold_error_hu, of mean + 3 SD; outline_error_hu: mean + 3 SD less the same
                measured in the true outlines: mean, sd, and most, the largest of either sign
   calcium      marked coronary calcium of all scans, mm3 and lesions, and how much of it (pct), and how many lesions by half or more,
@@ -27,10 +27,13 @@ import run
 import tqdm
 from scipy import ndimage
 
-from cacjax import aorta, flow, hearts, scan, spatial, train
-from cacjax.datasets import phantom as cohort
-from cacjax.geometry import Acquisition
+from cacjax import train
+from cacjax.data import phantom as cohort
+from cacjax.files import scan
+from cacjax.files.geometry import Acquisition
+from cacjax.kernels import spatial
 from cacjax.phantom import make_scan
+from cacjax.scoring import hearts, one_scan, threshold
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy")
 PUBLISHED_CLASSES = 6
@@ -71,10 +74,10 @@ def blood_errors(image, heart, true_heart, truth) -> dict:
     """ERRORS of what is measured in a `hearts.Heart`; None where there is no blood to measure, or no contrast medium."""
     errors = dict.fromkeys(ERRORS)
     try:
-        pool, expected = (aorta.measure(image, each) for each in (heart, true_heart))
+        pool, expected = (threshold.measure(image, each) for each in (heart, true_heart))
     except scan.ScanError:
         return errors
-    threshold_hu, expected_hu = (each.mean_hu + aorta.DEVIATIONS * each.sd_hu for each in (pool, expected))
+    threshold_hu, expected_hu = (each.mean_hu + threshold.DEVIATIONS * each.sd_hu for each in (pool, expected))
     errors |= {"mean_error_hu": pool.mean_hu - truth["aorta_hu"], "outline_error_hu": threshold_hu - expected_hu}
     return errors | ({"threshold_error_hu": threshold_hu - truth["threshold_hu"]} if truth["contrast"] else {})
 
@@ -86,7 +89,7 @@ def holding(coronary, outlines, spacing_mm) -> dict:
     sizes = np.bincount(lesion[coronary], minlength=count + 1)[1:]
     inside = {}
     for name, outline in outlines.items():
-        reached = coronary & np.asarray(spatial.dilate(outline, flow.HEART_DILATION_MM, spacing_mm))
+        reached = coronary & np.asarray(spatial.dilate(outline, one_scan.HEART_DILATION_MM, spacing_mm))
         held = np.bincount(lesion[reached], minlength=count + 1)[1:]
         inside[name] = {"mm3": float(held.sum() * voxel_mm3), "lesions": int((2 * held >= sizes).sum())}
     return {"mm3": float(sizes.sum() * voxel_mm3), "lesions": int(count), "inside": inside}
@@ -141,7 +144,7 @@ def trained_on(data) -> set:
     if data.kind != "phantom":
         return set()
     parts = [(split, part) for split, part in data.splits.items()]
-    again = range(0, 100_000, 5_000)  # see cacjax.datasets.phantom.calcified_seed
+    again = range(0, 100_000, 5_000)  # see cacjax.data.phantom.calcified_seed
     first = {cohort.patient_seed(data.seed, split, number) for split, part in parts for number in range(part.count)}
     return {seed + more for seed in first for more in again}
 

@@ -42,7 +42,7 @@ from scipy import ndimage
 from skimage import measure
 
 import cacjax.phantom
-from cacjax import lesions, links, runs
+from cacjax.kernels import lesions, neighbours, runs
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))
 import masks
@@ -60,7 +60,7 @@ def number_runs(mask, *, connectivity):
     """Number of components, and the sum over runs of component times voxels (modulo 2^32)."""
 
     def work(found, packed):
-        component, n = links.components(found, packed, mask.shape, connectivity=connectivity)
+        component, n = neighbours.components(found, packed, mask.shape, connectivity=connectivity)
         return n, (component * runs.popcount(runs.bits(found))).sum()
 
     return runs.over(mask, work)

@@ -16,9 +16,11 @@ from scipy import ndimage
 from uda_cases import Ours, finish, ready, systems
 
 import cacjax.phantom
-from cacjax import flow, pipeline, planes, rectangles, rules, scores
+from cacjax.inference import planes, rectangles
+from cacjax.kernels import rules, scores
 from cacjax.models.dilated import doubling, margin, middle_pixels
 from cacjax.phantom import observer
+from cacjax.scoring import one_scan, program
 from configs import uda as uda_config
 
 SHAPE, SEED = (200, 512, 512), 900_011
@@ -35,7 +37,7 @@ def cases(device: str, only: str = "", shape=SHAPE):
     model, params = detector(both[0])
     case, how = make_case(scan)
     case = jax.device_put(case)
-    hu, wanted, _ = pipeline.prepare(case, how)
+    hu, wanted, _ = program.prepare(case, how)
 
     def classify(params, hu, wanted):
         return planes.predict(model, params, hu, wanted)
@@ -63,8 +65,8 @@ def cases(device: str, only: str = "", shape=SHAPE):
         raise SystemExit("the classes differ from PyTorch's, expected at most one in a thousand (ties)")
     yield Case("whole-scan detection", f"CCTA {size}, the same boxes", ours, *works, predict, took, flops=flops)
 
-    look = pipeline.traceable(functools.partial(classify, params))
-    whole, took = compiled(lambda look, case: pipeline.detect_and_score(look, case, how), look, case)
+    look = program.traceable(functools.partial(classify, params))
+    whole, took = compiled(lambda look, case: program.detect_and_score(look, case, how), look, case)
     after = functools.partial(by_scipy, scan, label[tuple(slice(0, n) for n in shape)])
     mask, agatston = after()
     found = whole(look, case)
@@ -89,8 +91,8 @@ def make_case(scan):
     config, rule = uda_config.get_config(), rules.named("default")
     spacing = tuple(config.spacing_mm)
     numbers = scores.numbers(rule, spacing, rules.pixel_score(rule, spacing))
-    reduction = {"mode": "authors_code", "dilation_mm": flow.HEART_DILATION_MM, "classify": "mask"}
-    return flow.make_case(scan.hu.astype(np.float32), scan.heart, spacing, scan.truth["threshold_hu"], numbers, config, rule, reduction)
+    reduction = {"mode": "authors_code", "dilation_mm": one_scan.HEART_DILATION_MM, "classify": "mask"}
+    return one_scan.make_case(scan.hu.astype(np.float32), scan.heart, spacing, scan.truth["threshold_hu"], numbers, config, rule, reduction)
 
 
 def subnets(system):
@@ -172,7 +174,7 @@ def by_scipy(scan, label):
     spacing = tuple(uda_config.get_config().spacing_mm)
     mm3, cube = float(np.prod(spacing)), np.ones((3, 3, 3))
     threshold = scan.truth["threshold_hu"]
-    heart = ndimage.distance_transform_edt(~scan.heart, spacing) <= flow.HEART_DILATION_MM
+    heart = ndimage.distance_transform_edt(~scan.heart, spacing) <= one_scan.HEART_DILATION_MM
     component, count = ndimage.label(scan.hu >= threshold, cube)
     votes = np.zeros((7, count + 1), np.int64)
     np.add.at(votes, (label[label > 0], component[label > 0]), 1)

@@ -17,7 +17,8 @@ import uda_torch
 from race import Case, compiled
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
-from cacjax import losses, train
+from cacjax import train
+from cacjax.kernels import losses
 from cacjax.task import clip, rmsprop, start, update
 from configs import lessmann as source_config
 from configs import uda as uda_config

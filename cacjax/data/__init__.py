@@ -1,0 +1,1 @@
+"""Cohorts of scans, and the batches that networks learn from."""

@@ -1,0 +1,189 @@
+"""A folder of scans with a manifest.csv as a cohort, resampled to the network's grid.
+
+Settings: manifest (its path or its folder's), spacing_mm, order (of the spline for HU: 3, the default, as Zhai 2022, or 1,
+linear), labels (what masks hold: "classes" 0-6, the default, "overlay", the published codes 8, 9, 10, 15, 52-58, or "structures" of
+the heart, 0-7). A row names its split; its domain may be left to the split's name. Rows that cannot be used are listed in
+rejected.csv beside the prepared records.
+"""
+
+import collections
+import csv
+import functools
+import hashlib
+import pathlib
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from cacjax.data import records
+from cacjax.files import manifest, scan
+from cacjax.kernels import spatial
+
+REJECTED = "rejected.csv"
+CLASSES = {i: i for i in range(7)}
+OVERLAY = {0: 0, 8: 1, 9: 2, 10: 3, 15: 4, 52: 4, 54: 4, 55: 4, 56: 4, 57: 4, 53: 5, 58: 6}  # Zhai 2022, official code
+STRUCTURES = {i: i for i in range(8)}
+LABELS = {"classes": CLASSES, "overlay": OVERLAY, "structures": STRUCTURES}
+
+
+class Rejected(NamedTuple):
+    """A row that cannot be used; the fields are the columns of rejected.csv."""
+
+    scan: str
+    split: str
+    reason: str
+    message: str
+
+
+class ScanFolder(tfds.core.GeneratorBasedBuilder):
+    """tensorflow-datasets builder of the scans that a manifest names."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES = {"1.0.0": "Records on the network's grid."}  # noqa: RUF012  (read by tfds)
+    url_infos = None  # nothing is downloaded; looking for a list of downloads would need importlib_resources
+
+    def _info(self):
+        return records.info(self)
+
+    def _split_generators(self, dl_manager):
+        splits, path = collections.defaultdict(list), self.builder_config.settings["manifest"]
+        for row in manifest.read(path):
+            splits[row.cells.get("split") or "unnamed"].append(row)
+        if not splits:
+            raise manifest.ManifestError(f"{path}: no rows, expected one for each scan")
+        _write_rejected(_rejected_path(self), [])
+        return {name: self._generate_examples(name, rows) for name, rows in splits.items()}
+
+    def _generate_examples(self, split, rows):
+        config, path, rejected, used = self.builder_config, _rejected_path(self), [], 0
+        work = functools.partial(make, settings=config.settings)
+        for result in records.run(work, rows, workers=config.workers, title=f"scans {split}", progress=config.progress):
+            if isinstance(result, Rejected):
+                rejected.append(result)
+                _write_rejected(path, [result], mode="a")
+            else:
+                yield used, result
+                used += 1
+        if not used:
+            raise manifest.ManifestError(
+                f"{config.settings['manifest']}: none of the {len(rows)} rows of split {split!r} can be used, "
+                f"the first because: {rejected[0].message} (all: {path})"
+            )
+
+
+def settings(data) -> dict:
+    """Return what shapes the cohort's records, as plain JSON values; ValueError or ManifestError if unusable."""
+    found = manifest.locate(data["manifest"])
+    if found is None:
+        raise manifest.ManifestError(f"data.manifest: expected a {manifest.NAME} or its folder, got {data['manifest']!r}")
+    labels, order = data.get("labels", "classes"), data.get("order", 3)
+    if labels not in LABELS or order not in (0, 1, 3):
+        expected = f"labels among {', '.join(LABELS)} and order 0, 1 or 3"
+        raise ValueError(f"data: expected {expected}, got labels {labels!r}, order {order!r}")
+    spacing = [float(s) for s in data["spacing_mm"]]
+    options = {"spacing_mm": spacing, "order": order, "labels": labels}
+    return {"kind": "folder", "manifest": str(found.absolute()), "content": _content(found), **options}
+
+
+def _content(path) -> str:
+    """Return a digest of the manifest and of its files' sizes and times: a changed folder is prepared anew."""
+    digest = hashlib.sha256(path.read_bytes())
+    for row in manifest.read(path):
+        for file in (row.scan, row.mask, row.heart):
+            digest.update(repr([_stamp(part) for part in _parts(file)]).encode())
+    return digest.hexdigest()[:12]
+
+
+def _parts(path) -> list[pathlib.Path]:
+    """Return the files that a path stands for: itself, or the files of a DICOM folder."""
+    if path is None or not path.exists():
+        return []
+    return sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+
+
+def _stamp(path) -> tuple:
+    status = path.stat()
+    return path.name, status.st_size, status.st_mtime_ns
+
+
+def make_builder(settings: dict, *, name: str, root, workers: int, progress: bool) -> ScanFolder:
+    """Return the builder of a cohort under `root`."""
+    config = records.CohortConfig(name=name, settings=settings, workers=workers, progress=progress)
+    return ScanFolder(config=config, data_dir=str(root))
+
+
+def remind(builder) -> None:
+    """Say on stderr how many rows of the manifest were left out, and where the reasons are."""
+    path = _rejected_path(builder)
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    if rows:
+        reasons = collections.Counter(row["reason"] for row in rows)
+        text = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        name = builder.builder_config.settings["manifest"]
+        print(f"{name}: {len(rows)} rows left out ({text}), see {path}", file=sys.stderr)
+
+
+def _rejected_path(builder) -> pathlib.Path:
+    return pathlib.Path(builder.data_path.parent) / REJECTED
+
+
+def _write_rejected(path, rows, mode="w") -> None:
+    with path.open(mode, newline="") as file:
+        csv.writer(file).writerows([Rejected._fields] * (mode == "w") + rows)
+
+
+def make(row: manifest.Row, *, settings: dict) -> dict | Rejected:
+    """Return the record of a manifest row on the network's grid, or why there is none. Raises nothing."""
+    try:
+        return _record(row, settings)
+    except scan.ScanError as error:
+        reason, message = error.code, str(error)
+    except (OSError, ValueError) as error:
+        reason, message = type(error).__name__, str(error)
+    return Rejected(row.cells["scan"], row.cells.get("split", ""), reason, message)
+
+
+def _record(row, settings) -> dict:
+    split, domain = row.cells.get("split", ""), row.cells.get("domain", "")
+    if not split:
+        raise ValueError(f"{row.scan}: expected the name of a split in the manifest, got an empty cell")
+    domain = domain or ("target" if split.startswith("target") else "source")
+    if domain not in records.DOMAINS:
+        raise ValueError(f"{row.scan}: expected domain {' or '.join(records.DOMAINS)}, got {domain!r}")
+    image = scan.read(row.scan)
+    mask = None if row.mask is None else to_classes(scan.read_mask(row.mask, image), LABELS[settings["labels"]])
+    heart = None if row.heart is None else scan.read_mask(row.heart, image) > 0
+    hu, mask, heart, affine = to_grid(image, mask, heart, settings["spacing_mm"], order=settings["order"])
+    values = {"threshold_hu": row.threshold_hu, "aorta_hu": row.aorta_hu, "protocol": row.cells.get("protocol", "")}
+    return records.make_record(row.name, hu, mask, heart, affine, domain=domain, **values)
+
+
+def to_grid(image: scan.Scan, mask, heart, new_spacing_mm, *, order: int):
+    """Return (hu float32, mask uint8, heart uint8, affine) near the asked spacing, slices towards the head.
+
+    First and last voxel centres stay where they are (Zhai 2022), so the affine holds the spacing that results. mask and
+    heart [z, y, x] may be None, and stay so.
+    """
+    given = [m for m in (mask, heart) if m is not None]
+    image, *given = scan.oriented(image, *given) if given else (scan.oriented(image),)
+    old_spacing_mm = scan.spacing_mm(image.affine)
+    hu, true_spacing_mm = spatial.resample(image.hu, old_spacing_mm, new_spacing_mm, order=order)
+    nearest = [np.asarray(spatial.resample(m, old_spacing_mm, new_spacing_mm, order=0)[0], np.uint8) for m in given]
+    affine = image.affine @ np.diag([*(np.array(true_spacing_mm) / old_spacing_mm), 1.0])
+    mask, heart = (None if m is None else nearest.pop(0) for m in (mask, heart))
+    return np.asarray(hu), mask, heart, affine
+
+
+def to_classes(mask: np.ndarray, classes: dict[int, int]) -> np.ndarray:
+    """Map the values of a mask to classes, uint8; ValueError naming values that have no class."""
+    table = np.full(2**16, 255, np.uint8)  # one entry per int16, addressed as uint16
+    table[np.array(list(classes), np.int16).view(np.uint16)] = list(classes.values())
+    mask = np.asarray(mask).astype(np.int16)
+    found = table[mask.view(np.uint16)]
+    if found.max(initial=0) == 255:
+        unknown = np.unique(mask[found == 255]).tolist()
+        raise ValueError(f"mask holds {unknown[:5]}, expected values among {sorted(classes)} (see data.labels)")
+    return found

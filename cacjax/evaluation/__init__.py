@@ -1,0 +1,1 @@
+"""Predictions compared with a reference, and with each other."""

@@ -1,0 +1,1 @@
+"""Scans in, masks out: DICOM, NIfTI, MHA, NRRD, and what must be right about them."""

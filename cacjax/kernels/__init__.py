@@ -1,0 +1,1 @@
+"""Pure functions of arrays that compile: labelling, lesion table, scores, resampling, losses."""

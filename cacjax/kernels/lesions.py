@@ -1,0 +1,303 @@
+"""Lesions: connected components, their table, and growing with reduction of false positives. Arrays are [z, y, x].
+
+Everything runs on the device with static shapes. Sums of HU are integers in units of 1/1024 HU, kept in four int32 words of 7 bits
+and the rest, so that they are exact and the same on every run for up to 2^25 runs of voxels; only the last step is float32.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cacjax.kernels import bits, neighbours, runs
+
+N_CLASSES = 7  # background and six arteries and valves
+CAPACITIES = (512, 4096, 65536, 1 << 20)
+HU_UNIT = 1.0 / 1024.0
+_DIGIT = 7
+
+
+class Lesions(NamedTuple):
+    """A table of lesions in label order, rows [capacity] of which the first `n` are in use; check `overflow` (n > capacity).
+
+    artery: class of most voxels, ties to the smallest, 0 if none. centroid [.., 3]: (z, y, x) in voxels. low, high [.., 3]: box,
+    high exclusive. touches_border: cut by the edge of the volume. area_mm2, slice_peak_hu [.., z]: all pixels of the lesion in
+    that slice (peak -inf where none), [.., 0] where not asked for (`by_slice=False`). Unused rows have 0 voxels.
+    """
+
+    n: jax.Array
+    overflow: jax.Array
+    voxels: jax.Array
+    volume_mm3: jax.Array
+    artery: jax.Array
+    peak_hu: jax.Array
+    sum_hu: jax.Array
+    mean_hu: jax.Array
+    centroid: jax.Array
+    low: jax.Array
+    high: jax.Array
+    touches_border: jax.Array
+    area_mm2: jax.Array
+    slice_peak_hu: jax.Array
+
+
+class Removed(NamedTuple):
+    """What each step of `grow` took away (0 where the step is off).
+
+    below_threshold, cut_by_heart: voxels of the detection; too_small, too_large, outside_heart, specks: components.
+    """
+
+    below_threshold: jax.Array
+    too_small: jax.Array
+    too_large: jax.Array
+    outside_heart: jax.Array
+    cut_by_heart: jax.Array
+    specks: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames=("connectivity", "buckets"))
+def label(mask, *, connectivity=26, buckets=runs.BUCKETS):
+    """Connected components of a bool mask: labels int32 and their number, as `scipy.ndimage.label`, order included.
+
+    connectivity 4 or 8: every slice for itself, numbers run on from slice to slice; 6, 18, 26: 3D. Raises ValueError on any other,
+    and on 2^31 voxels or more.
+    """
+    mask = mask.astype(bool)
+
+    def work(found, packed):
+        component, n = neighbours.components(found, packed, mask.shape, connectivity=connectivity)
+        return runs.paint(component, found, packed, shape=mask.shape), n
+
+    return runs.over(mask, work, buckets=buckets)
+
+
+@functools.partial(jax.jit, static_argnames=("capacity", "by_slice"))
+def table(labels, n, hu, artery, spacing_mm, *, capacity=CAPACITIES[0], by_slice=True):
+    """`Lesions` of labels 1..n. artery: class volume, 0..6. Rows beyond capacity are dropped and flagged; see `full_table`.
+
+    by_slice: also area and peak of each lesion in each slice, 8 bytes each: a million lesions of 256 slices would be 2 GB.
+    """
+    before = jnp.pad(labels[:, :, :-1], ((0, 0), (0, 0), (1, 0)))
+    spacing_mm = jnp.asarray(spacing_mm, jnp.float32)
+
+    def work(found, packed):
+        row = jnp.where(found.valid, labels[runs.place(found, labels.shape)] - 1, capacity)
+        return _measure(found, packed.n, row, hu, artery, capacity, by_slice)
+
+    sums, tops, peaks, areas, slice_peaks = runs.over(labels > 0, work, breaks=labels != before)
+    return _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, labels.shape)
+
+
+@functools.partial(jax.jit, static_argnames=("connectivity", "capacity", "by_slice"))
+def find(mask, hu, artery, spacing_mm, *, connectivity=26, capacity=CAPACITIES[0], by_slice=True):
+    """`label` and `table` at once, without the volume of labels, which costs more than all the rest; options of both."""
+    mask = mask.astype(bool)
+
+    def work(found, packed):
+        component, n = neighbours.components(found, packed, mask.shape, connectivity=connectivity)
+        return n, _measure(found, packed.n, jnp.where(found.valid, component - 1, capacity), hu, artery, capacity, by_slice)
+
+    n, measured = runs.over(mask, work)
+    return _as_table(n, capacity, *measured, jnp.asarray(spacing_mm, jnp.float32), mask.shape)
+
+
+def full_table(labels, n, hu, artery, spacing_mm, *, by_slice=True):
+    """`table` with the smallest capacity that holds all n lesions (n is read on the host)."""
+    capacity = next((c for c in CAPACITIES if c >= int(n)), int(n))
+    return table(labels, n, hu, artery, spacing_mm, capacity=capacity, by_slice=by_slice)
+
+
+def _measure(found, n, row, hu, artery, capacity, by_slice):
+    """Integer sums and maxima, a tuple of [capacity] per field, peaks, and by slice voxels and peaks [capacity, z] (else [capacity, 0])."""
+    depth = hu.shape[0] if by_slice else 0
+    empty = (
+        (jnp.zeros((capacity,), jnp.int32),) * (11 + N_CLASSES - 1),
+        (jnp.full((capacity,), -(2**31) + 1, jnp.int32),) * 6,
+        jnp.full((capacity,), -jnp.inf, jnp.float32),
+        jnp.zeros((capacity, depth), jnp.int32),
+        jnp.full((capacity, depth), -jnp.inf, jnp.float32),
+    )
+
+    def step(state, row, *run):
+        found = runs.Runs(*run)
+        sums, tops, peaks, areas, slice_peaks = state
+        z, y, x = runs.place(found, hu.shape)
+        ones = runs.bits(found)
+        length = runs.popcount(ones)
+        hu_sum, peak = hu_of_runs(found.word, ones, hu)
+        moments = (length * z, length * y, length * (2 * x + length - 1))
+        fields = [length, *digits(hu_sum, 4)] + [part for moment in moments for part in digits(moment, 2)]
+        # A field each: on CPU a scatter of numbers is several times faster than one of rows of them.
+        return (
+            tuple(a.at[row].add(b, mode="drop") for a, b in zip(sums, fields + _votes(found.word, ones, artery))),
+            tuple(a.at[row].max(b, mode="drop") for a, b in zip(tops, (z, y, x + length - 1, -z, -y, -x))),
+            peaks.at[row].max(peak, mode="drop"),
+            areas.at[row, z].add(length, mode="drop") if by_slice else areas,
+            slice_peaks.at[row, z].max(peak, mode="drop") if by_slice else slice_peaks,
+        )
+
+    sums, tops, *rest = runs.fold_chunks(step, empty, row, *found, n=n)
+    return jnp.stack(sums, 1), jnp.stack(tops, 1), *rest
+
+
+def _votes(at, ones, classes):
+    """Voxels of classes 1..6 in each run, a list of int32 [capacity]."""
+    values, ones = bits.windows(classes, at, ones)
+    planes = lax.optimization_barrier([runs.pack((values >> bit) & 1)[:, 0] for bit in range(3)])
+    of_class = ([p if c >> bit & 1 else ~p for bit, p in enumerate(planes)] for c in range(1, N_CLASSES))
+    return [runs.popcount(functools.reduce(jnp.bitwise_and, parts, ones)) for parts in of_class]
+
+
+def hu_of_runs(at, ones, hu):
+    """Sum in units of 1/1024 HU (int32, HU clipped to 16 bits: 32 x 2^15 x 2^10 = 2^30) and peak of each run.
+
+    at: flat index in the packed mask of `hu` of the word that each run lies in; ones: its bits.
+    """
+    values, ones = bits.windows(hu, at, ones)
+    values = values.astype(jnp.float32)
+    on = (ones[:, None] >> jnp.arange(runs.WORD, dtype=jnp.uint32)) & 1 == 1
+    fixed = jnp.round(jnp.clip(values, -32768, 32767) / HU_UNIT).astype(jnp.int32)
+    return jnp.where(on, fixed, 0).sum(1, dtype=jnp.int32), jnp.where(on, values, -jnp.inf).max(1)
+
+
+def digits(values, n):
+    """An int32 as n words, n - 1 of 7 bits and the signed rest: sums of words stay in range where sums of values would not."""
+    low = [(values >> (_DIGIT * i)) & ((1 << _DIGIT) - 1) for i in range(n - 1)]
+    return [*low, values >> (_DIGIT * (n - 1))]
+
+
+def undigits(words):
+    """The sum that sums of `digits` [.., n] stand for: float32 on the device, float64 for numpy arrays."""
+    # The low words hold up to 2^25 x 127 < 2^32: as unsigned.
+    library, kind = (np, np.float64) if isinstance(words, np.ndarray) else (jnp, jnp.float32)
+    low, high = words[..., :-1].astype(library.uint32), words[..., -1]
+    scale = np.array([float(1 << (_DIGIT * i)) for i in range(words.shape[-1])], kind)
+    return (low.astype(kind) * scale[:-1]).sum(-1) + high.astype(kind) * scale[-1]
+
+
+def _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, shape):
+    voxels = sums[:, 0]
+    some = jnp.maximum(voxels, 1)
+    sum_hu = undigits(sums[:, 1:5]) * HU_UNIT
+    moments = undigits(sums[:, 5:11].reshape(-1, 3, 2)) / some[:, None] * jnp.array([1.0, 1.0, 0.5])
+    votes = sums[:, 11:]
+    low, high = -tops[:, 3:], tops[:, :3] + 1
+    used = voxels > 0
+    low, high = jnp.where(used[:, None], low, 0), jnp.where(used[:, None], high, 0)
+    return Lesions(
+        n=jnp.asarray(n, jnp.int32),
+        overflow=jnp.asarray(n) > capacity,
+        voxels=voxels,
+        volume_mm3=voxels * jnp.prod(spacing_mm),
+        artery=jnp.where(votes.max(1) > 0, 1 + jnp.argmax(votes, 1), 0).astype(jnp.uint8),
+        peak_hu=peaks,
+        sum_hu=sum_hu,
+        mean_hu=sum_hu / some,
+        centroid=moments,
+        low=low,
+        high=high,
+        touches_border=used & ((low == 0) | (high == jnp.array(shape))).any(1),
+        area_mm2=areas * (spacing_mm[1] * spacing_mm[2]),
+        slice_peak_hu=slice_peaks,
+    )
+
+
+STEPS = ("threshold", "grow", "size", "heart", "specks")
+
+
+def grow(detected, hu, threshold_hu, heart, spacing_mm, *, mode="paper", min_mm3=1.0, max_mm3=500.0, steps=STEPS):
+    """Reduction of false positives (Zhai 2022, section 3.2): (artery-labelled uint8 mask [z, y, x], `Removed`).
+
+    detected: classes 0..6. heart: bool, already dilated, or None. Steps can be left out:
+    "threshold" drops detected voxels below the threshold; "grow" takes every component of voxels >= threshold that holds a detected
+    voxel and gives all of it the class of most of them (without it lesions are components of the detection and keep their classes);
+    "size", "heart", and "specks" depend on the mode.
+    paper: 6-connected; volumes of min_mm3..max_mm3, both inclusive, remain; a lesion remains, uncut, if half of it is in the heart (one
+    voxel would keep ribs, which come within 5 mm of it).
+    authors_code: 26-connected; more than ceil(max_mm3 / voxel) voxels are removed; voxels outside the heart are cut away; then
+    components of at most 2 voxels ("specks", this mode only) are removed. Raises ValueError on another mode or step.
+    """
+    if mode not in ("paper", "authors_code"):
+        raise ValueError(f"mode must be 'paper' or 'authors_code', got {mode!r}")
+    if set(steps) - set(STEPS):
+        raise ValueError(f"steps must be among {STEPS}, got {tuple(steps)}")
+    on = tuple(s for s in STEPS if s in steps and (s != "heart" or heart is not None))
+    voxel_mm3 = jnp.prod(jnp.asarray(spacing_mm, jnp.float32))
+    # A part in a million: float32 must not drop a lesion of exactly the limit.
+    least = jnp.ceil(min_mm3 / voxel_mm3 * (1 - 1e-6))
+    most = max_mm3 / voxel_mm3
+    most = jnp.floor(most * (1 + 1e-6)) if mode == "paper" else jnp.ceil(most * (1 - 1e-6))
+    heart = None if heart is None else heart.astype(bool)
+    grown, removed = _grow(detected, hu, threshold_hu, heart, least, most, mode=mode, steps=on)
+    if mode == "authors_code":
+        grown, removed = _cut(grown, heart, removed, steps=on)
+    return grown, removed
+
+
+@functools.partial(jax.jit, static_argnames=("mode", "steps"))
+def _grow(detected, hu, threshold_hu, heart, least, most, *, mode, steps):
+    detected = detected.astype(jnp.uint8)
+    above = hu >= threshold_hu
+    candidates = above if "grow" in steps else (detected > 0) & (above if "threshold" in steps else True)
+    packed = runs.find(candidates)
+
+    def work(found):
+        component, _ = neighbours.components(found, packed, hu.shape, connectivity=6 if mode == "paper" else 26)
+        capacity = component.shape[0]
+
+        def tally(sums, row, *run):
+            part = runs.Runs(*run)
+            ones = runs.bits(part)
+            inside = ones
+            if "heart" in steps:
+                values, moved = bits.windows(heart, part.word, ones)
+                inside = runs.pack(values)[:, 0] & moved
+            fields = [runs.popcount(ones), runs.popcount(inside), *_votes(part.word, ones, detected)]
+            return tuple(a.at[row].add(b, mode="drop") for a, b in zip(sums, fields))
+
+        row = jnp.where(found.valid, component - 1, capacity)
+        empty = (jnp.zeros((capacity,), jnp.int32),) * (N_CLASSES + 1)
+        size, in_heart, *votes = runs.fold_chunks(tally, empty, row, *found, n=packed.n)
+        votes = jnp.stack(votes, 1)
+        lesion = votes.max(1) > 0
+        small = lesion & (size < least) & ("size" in steps and mode == "paper")
+        large = lesion & (size > most) & ("size" in steps)
+        outside = lesion & ~small & ~large & (2 * in_heart < size) & ("heart" in steps and mode == "paper")
+        value = jnp.where(lesion & ~small & ~large & ~outside, 1 + jnp.argmax(votes, 1), 0).astype(jnp.uint8)
+        painted = runs.paint(jnp.where(found.valid, value[component - 1], 0), found, packed, shape=hu.shape)
+        return painted, *(gone.sum(dtype=jnp.int32) for gone in (small, large, outside))
+
+    painted, small, large, outside = runs.in_bucket(work, packed)
+    if "grow" not in steps:
+        painted = jnp.where(painted > 0, detected, 0).astype(jnp.uint8)
+    below = _count((detected > 0) & ~candidates)
+    return painted, Removed(below, small, large, outside, jnp.int32(0), jnp.int32(0))
+
+
+def _count(mask):
+    # By words: several times faster on CPU than a sum of bools.
+    return runs.popcount(runs.pack(mask)).sum(dtype=jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("steps",))
+def _cut(grown, heart, removed, *, steps):
+    if "heart" in steps:
+        removed = removed._replace(cut_by_heart=_count((grown > 0) & ~heart))
+        grown = jnp.where(heart, grown, 0)
+    if "specks" not in steps:
+        return grown, removed
+    packed = runs.find(grown > 0)
+
+    def work(found):
+        component, _ = neighbours.components(found, packed, grown.shape, connectivity=26)
+        capacity = component.shape[0]
+        row = jnp.where(found.valid, component - 1, capacity)
+        size = jnp.zeros((capacity,), jnp.int32).at[row].add(runs.popcount(runs.bits(found)), mode="drop")
+        kept = jnp.where(found.valid, size[component - 1] > 2, False).astype(jnp.uint8)
+        return runs.paint(kept, found, packed, shape=grown.shape), ((size > 0) & (size <= 2)).sum(dtype=jnp.int32)
+
+    kept, specks = runs.in_bucket(work, packed)
+    return grown * kept, removed._replace(specks=specks)

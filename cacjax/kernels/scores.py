@@ -1,0 +1,275 @@
+"""Calcium scores by named rules, and risk categories. Arrays are [z, y, x], HU, spacing (dz, dy, dx) in mm.
+
+The device returns whole numbers (weighted pixels, voxels, and HU sums in words, see `lesions.digits`); the host turns them into
+Agatston units, mm3 and mg in float64, so that the last digits do not depend on the device.
+"""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from cacjax.kernels import lesions, neighbours, rules, runs
+
+CLASSES = ("background", "LAD", "LCX", "RCA", "TAC", "AV", "MV")
+CORONARY = (1, 2, 3)
+
+
+class Totals(NamedTuple):
+    """Whole numbers by region, [k]: `weighted_px` (pixels times weight), `voxels`, `hu` [k, 4] (digits of the sum of HU in units of
+    1/1024 HU), `whole` (sum of the scores of components, each rounded), `components` and `n_lesions` (3D, 26-connected under 2D
+    rules) that count. `runs` is the number of runs of candidates; where `overflow` is true it is beyond the capacity and the
+    others are 0."""
+
+    weighted_px: jax.Array
+    voxels: jax.Array
+    hu: jax.Array
+    whole: jax.Array
+    components: jax.Array
+    n_lesions: jax.Array
+    runs: jax.Array
+    overflow: jax.Array
+
+
+class Numbers(NamedTuple):
+    """What a rule comes to on one scan, plain numbers, so that they can be arguments of a compiled program.
+
+    threshold_hu: candidates are >= this. least: voxels of a component that counts. limits, floor_weight: see `weights`. unit:
+    Agatston units of a pixel of weight 1, float32, only used to round the scores of components. steps: totals from which on each
+    risk category begins, but the first: weighted pixels, or `whole` for a rule of whole lesions.
+    """
+
+    threshold_hu: np.ndarray
+    least: np.ndarray
+    limits: np.ndarray
+    floor_weight: np.ndarray
+    unit: np.ndarray
+    steps: np.ndarray
+
+
+class Scores(NamedTuple):
+    """Scores by row, float64 [k] (n_lesions int64): Agatston units, mm3, mg (nan without a mass factor), lesions in 3D."""
+
+    names: tuple
+    agatston: np.ndarray
+    volume_mm3: np.ndarray
+    mass_mg: np.ndarray
+    n_lesions: np.ndarray
+
+
+def score(arteries, hu, spacing_mm, rule="default", **options):
+    """Scores of LAD, LCX, RCA, TAC, AV, MV and CAC (= LAD + LCX + RCA) under a rule (name or record); of CAC alone for a bool mask.
+
+    arteries: classes 0..6. Every class is scored for itself: where two touch they are two lesions. Options as `score_regions`.
+    """
+    arteries = jnp.asarray(arteries)
+    if arteries.dtype == bool:
+        return score_regions(arteries.astype(jnp.uint8), hu, spacing_mm, rule, n_regions=1, **options)._replace(names=("CAC",))
+    return by_artery(score_regions(arteries, hu, spacing_mm, rule, n_regions=len(CLASSES) - 1, **options))
+
+
+def score_regions(
+    regions,
+    hu,
+    spacing_mm,
+    rule="default",
+    *,
+    n_regions=None,
+    mass_factor=None,
+    kvp=None,
+    threshold_hu=None,
+    slice_thickness_mm=None,
+):
+    """Scores of regions 1..n_regions (default: the largest label), one row each; candidates are cut at the region's edge.
+
+    dz of spacing_mm is the slice increment, never the SliceThickness tag. mass_factor: mg hydroxyapatite per cm3 and HU. kvp:
+    takes the rule's limits for that tube voltage. threshold_hu: replaces the rule's. Raises KeyError on an unknown rule,
+    ValueError on spacing that is not positive or on what the rule needs and does not get.
+    """
+    if min(spacing_mm) <= 0:
+        raise ValueError(f"spacing_mm must be positive, got {tuple(spacing_mm)}")
+    if regions.shape != hu.shape:
+        raise ValueError(f"regions and hu must have one shape, got {regions.shape} and {hu.shape}")
+    rule = rules.at_kvp(rules.named(rule), kvp)
+    rule = rule if threshold_hu is None else rules.at_threshold(rule, threshold_hu)
+    unit = rules.pixel_score(rule, spacing_mm, slice_thickness_mm=slice_thickness_mm)
+    n_regions = int(np.max(regions, initial=0)) if n_regions is None else n_regions
+    arguments = (jnp.asarray(regions), jnp.asarray(hu), numbers(rule, spacing_mm, unit))
+    kind = {"n_regions": n_regions, "connectivity": rule.connectivity, "peak": rule.peak}
+    found = jax.device_get(count(*arguments, **kind))
+    if found.overflow:
+        found = jax.device_get(count(*arguments, buckets=(runs.whole_chunks(int(found.runs)),), **kind))
+    return from_totals(found, spacing_mm, rule, unit, mass_factor=mass_factor)
+
+
+def from_totals(found, spacing_mm, rule, unit, *, mass_factor=None):
+    """`Scores` of regions from `Totals` on the host."""
+    voxel_mm3 = float(np.prod(np.asarray(spacing_mm, np.float64)))
+    agatston = found.whole.astype(np.float64) if rule.whole_lesions else found.weighted_px * float(unit)
+    factor = np.nan if mass_factor is None else mass_factor
+    mass_mg = lesions.undigits(found.hu) * lesions.HU_UNIT * voxel_mm3 * factor / 1000.0
+    names = tuple(str(i) for i in range(1, len(agatston) + 1))
+    return Scores(names, agatston, found.voxels * voxel_mm3, mass_mg, found.n_lesions.astype(np.int64))
+
+
+def by_artery(each):
+    """Scores of regions 1..6 under the names of the classes, and their sum over the coronary arteries as CAC."""
+    coronary = np.array(CORONARY) - 1
+    return Scores((*CLASSES[1:], "CAC"), *(np.append(field, field[coronary].sum()) for field in each[1:]))
+
+
+def numbers(rule, spacing_mm, unit, *, scheme="default"):
+    """The `Numbers` of a rule record at this spacing; unit: `rules.pixel_score` of both."""
+    threshold = np.float32(-np.inf if rule.threshold_hu is None else rule.threshold_hu)
+    if rule.strict:
+        threshold = np.nextafter(threshold, np.float32(np.inf))
+    least, limits = rules.min_voxels(rule, spacing_mm), np.array(rule.limits, np.float32)
+    steps = _first_totals(SCHEMES[scheme], 1.0 if rule.whole_lesions else float(unit))
+    return Numbers(threshold, np.int32(least), limits, np.int32(rule.floor_weight), np.float32(unit), steps)
+
+
+def _first_totals(scheme, unit):
+    """The least whole numbers that, times the unit, lie in each category but the first: exact, whatever the unit."""
+    near = np.floor(np.array(scheme.limits, np.float64) / unit)[:, None] + np.arange(-1, 3)
+    reached = np.array([[category(n * unit, scheme=scheme) > i for n in row] for i, row in enumerate(near)])
+    return np.clip(near[np.arange(len(near)), reached.argmax(1)], 0, 2**31 - 1).astype(np.int32)
+
+
+def risk(found, numbers, *, whole_lesions=False):
+    """Risk category of coronary calcium, int32, from `Totals` of the six classes on the device."""
+    totals = found.whole if whole_lesions else found.weighted_px
+    return (totals[np.array(CORONARY) - 1].sum() >= numbers.steps).sum(dtype=jnp.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("n_regions", "connectivity", "peak", "buckets"))
+def count(regions, hu, numbers, *, n_regions, connectivity, peak, buckets=runs.BUCKETS[:3]):
+    """`Totals` of regions 1..n_regions; only connectivity and the place of the peak make another program.
+
+    buckets: capacities for runs of candidates, beyond `runs.CHUNK` multiples of it; check `overflow`.
+    """
+    # Regions lie one above the other with an empty slice between: one labelling serves all, and none joins another.
+    depth, height, width = hu.shape[0] + 1, hu.shape[1], hu.shape[2]
+    candidates, in_3d = hu >= numbers.threshold_hu, connectivity in (6, 18, 26)
+
+    def layer(region):
+        return jnp.pad(runs.pack((regions == region) & candidates), ((0, 1), (0, 0), (0, 0)))
+
+    words = lax.map(layer, jnp.arange(1, n_regions + 1, dtype=regions.dtype))
+    packed = runs.index(words.reshape(-1, words.shape[-1]))
+    stack = (n_regions * depth, height, width)
+
+    def work(found):
+        component, _ = neighbours.components(found, packed, stack, connectivity=connectivity)
+        lesion = component if in_3d else neighbours.components(found, packed, stack, connectivity=26)[0]
+        z = runs.place(found, stack)[0]
+        region = jnp.where(found.valid, z // depth, n_regions)
+        ones = runs.bits(found)
+        length = runs.popcount(ones)
+        in_scan = jnp.where(found.valid, found.word - region * (words[0].size), 0)
+        hu_sum, top = runs.in_chunks(lambda words, ones: lesions.hu_of_runs(words, ones, hu), in_scan, ones)
+        counted = _spread(_sum, component, length) >= numbers.least
+        part = _parts(component, z) if in_3d and peak == "slice" else component
+        weight = weights(_spread(_top, part, top), numbers.limits, numbers.floor_weight)
+        fields = [length * weight, length, *lesions.digits(hu_sum, 4)]
+        kept = jnp.where(counted, region, n_regions)
+        sums = jnp.zeros((n_regions, 6), jnp.int32).at[kept].add(jnp.stack(fields, 1), mode="drop")
+        whole = jnp.round(_spread(_sum, component, length * weight) * numbers.unit).astype(jnp.int32)
+        tally = jnp.stack([_first(component) * whole, _first(component)], 1)
+        tally = jnp.zeros((n_regions, 2), jnp.int32).at[kept].add(tally, mode="drop")
+        in_counted = _spread(_top, lesion, counted.astype(jnp.float32)) > 0
+        n_lesions = jnp.zeros((n_regions,), jnp.int32)
+        n_lesions = n_lesions.at[jnp.where(in_counted, region, n_regions)].add(_first(lesion), mode="drop")
+        return sums[:, 0], sums[:, 1], sums[:, 2:], tally[:, 0], tally[:, 1], n_lesions
+
+    # The runs of all regions together are no more than the voxels; that many, several scans' worth, are for the host to retry.
+    sizes = tuple(b for b in buckets if b < hu.size) or (runs.whole_chunks(hu.size),)
+    return Totals(*runs.in_bucket(work, packed, sizes), packed.n, packed.n > sizes[-1])
+
+
+def weights(peak_hu, limits, floor_weight=0):
+    """Density weight 0..4 of a peak: how many of the four limits it reaches, at least floor_weight."""
+    reached = (peak_hu[..., None] >= jnp.asarray(limits, jnp.float32)).sum(-1, dtype=jnp.int32)
+    return jnp.maximum(reached, floor_weight)
+
+
+def _sum(values, group):
+    return jnp.zeros(values.shape, values.dtype).at[group].add(values)
+
+
+def _top(values, group):
+    return jnp.full(values.shape, -jnp.inf, values.dtype).at[group].max(values)
+
+
+def _spread(reduce, group, values):
+    """What `reduce` makes of the values of each group, back at every member. Groups are 0..capacity; unused slots have 0."""
+    group = jnp.where(group > 0, group - 1, values.shape[0] - 1)
+    # Unused slots share the last place, which holds a component only if every slot is in use.
+    return reduce(values, group)[group]
+
+
+def _first(group):
+    """1 at the first run of each group in use, else 0. Group numbers are dense in order of their first run."""
+    return (group > jnp.pad(lax.cummax(group)[:-1], (1, 0))).astype(jnp.int32)
+
+
+def _parts(component, z):
+    """Groups of the runs of one component in one slice, numbered from 1; 0 where not in use."""
+    order = jnp.argsort(component, stable=True)  # raster order remains within a component: z ascends
+    sorted_component, sorted_z = component[order], z[order]
+    new = (jnp.diff(sorted_component) != 0) | (jnp.diff(sorted_z) != 0)
+    number = 1 + jnp.cumsum(jnp.pad(new, (1, 0)).astype(jnp.int32))
+    group = jnp.zeros_like(component).at[order].set(number)
+    # Unused slots sort first, so parts count from 2 or 1 on; numbers stay within the capacity because unused slots exist then.
+    return jnp.where(component > 0, group - (sorted_component[0] == 0), 0)
+
+
+def of_lesions(table, spacing_mm, rule="default", **options):
+    """Agatston units of each row of a `lesions.Lesions` table, float64 [capacity] (host), each slice weighted by its own peak.
+
+    They add up to the total of a 3D rule; a rule that drops small components keeps less. Options as `rules.pixel_score`.
+    """
+    rule = rules.named(rule)
+    unit = rules.pixel_score(rule, spacing_mm, **options) / (float(spacing_mm[1]) * float(spacing_mm[2]))
+    peak = np.asarray(table.slice_peak_hu)
+    peak = peak.max(1, keepdims=True) if rule.peak == "lesion" else peak
+    weight = (peak[..., None] >= np.array(rule.limits)).sum(-1)
+    return (np.asarray(table.area_mm2, np.float64) * np.maximum(weight, rule.floor_weight)).sum(1) * unit
+
+
+class Scheme(NamedTuple):
+    """Risk categories: `names` in ascending order; a score > limits[i] (>= where `closed`) is in category i + 1 or above."""
+
+    names: tuple
+    limits: tuple
+    closed: bool = False
+
+
+SCHEMES = {
+    "default": Scheme(("0", "1-10", "11-100", "101-400", ">400"), (0, 10, 100, 400)),
+    "four": Scheme(("0", "1-100", "101-400", ">400"), (0, 100, 400)),
+    "deepcac": Scheme(("0", "1-100", "101-300", ">300"), (0, 100, 300)),
+    "lessmann": Scheme(("0-10", "11-100", "101-1000", ">1000"), (10, 100, 1000)),
+    "van_velzen": Scheme(("I", "II", "III", "IV"), (10, 100, 400)),
+    "gogin": Scheme(("A", "B", "C", "D", "E"), (0, 10, 100, 400)),
+    "words": Scheme(("None", "Minimal", "Mild", "Moderate", "Severe"), (0, 10, 100, 400)),
+    "cac_drs": Scheme(("0", "1-99", "100-299", ">=300"), (float(np.nextafter(0, 1)), 100, 300), closed=True),
+}
+
+
+def category(agatston, *, scheme="default", round_first=False):
+    """Number of the risk category, 0 upwards, of a score or an array of scores; `scheme` (name or record) has the words.
+
+    Scores are not rounded: 0.7 is calcium and so not in "0"; 10.5 is above 10. round_first rounds as integer reports do.
+    """
+    if not isinstance(scheme, Scheme):
+        if scheme not in SCHEMES:
+            raise KeyError(f"no scheme {scheme!r}; there are {', '.join(sorted(SCHEMES))}")
+        scheme = SCHEMES[scheme]
+    limits = np.asarray(scheme.limits, np.float64)
+    values = np.asarray(agatston, np.float64)
+    values = np.round(values) if round_first else values
+    found = np.searchsorted(limits, values, side="right" if scheme.closed else "left")
+    return found if found.ndim else int(found)

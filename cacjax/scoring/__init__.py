@@ -1,0 +1,1 @@
+"""One scan from files to scores."""

@@ -1,0 +1,82 @@
+"""What is told of a scored scan: scores as rows, lesions and the scoring rule as dicts. Arrays [z, y, x]."""
+
+import jax
+import numpy as np
+
+from cacjax.files import scan
+from cacjax.kernels import rules, scores, view
+from cacjax.kernels.scores import CLASSES
+
+SCHEME = "default"
+
+
+def make_rows(totals, category=None):
+    """Scores as rows, one dict per artery or region. Only coronary calcium as a whole has a risk category, a number."""
+    rows = []
+    for k, name in enumerate(totals.names):
+        agatston, mass_mg = float(totals.agatston[k]), float(totals.mass_mg[k])
+        row = {"artery": name, "agatston": agatston, "volume_mm3": float(totals.volume_mm3[k])}
+        row |= {"mass_mg": None if np.isnan(mass_mg) else mass_mg, "n_lesions": int(totals.n_lesions[k])}
+        row["category"] = scores.SCHEMES[SCHEME].names[category] if name == "CAC" else None
+        rows.append(row)
+    return rows
+
+
+def lesions_by_class(found, affine):
+    """Every lesion of tables stacked by class, largest first within a class: a list of dicts, see `list_lesions`."""
+    listed = []
+    for number, name in enumerate(CLASSES[1:]):
+        entries = list_lesions(jax.tree.map(lambda field, k=number: field[k], found), affine)
+        listed += [{"artery": name, **lesion} for lesion in sorted(entries, key=lambda lesion: -lesion["n_voxels"])]
+    return listed
+
+
+def removed(counts, reduction):
+    """What reduction of false positives took away, as a dict; empty where nothing is, or where it was not even classified."""
+    if reduction["mode"] == "none" or reduction["classify"] != "all":
+        return {}
+    return {name: int(count) for name, count in counts._asdict().items()}
+
+
+def list_lesions(found, affine):
+    """Rows of a lesion table as dicts; `centre_mm` is the centre of the voxels in LPS mm, `affine` that of their grid."""
+    found = jax.device_get(found)
+    centre_mm = found.centroid.astype(np.float64) @ affine[:3, :3].T + affine[:3, 3]
+    return [
+        {
+            "n_voxels": int(found.voxels[k]),
+            "volume_mm3": float(found.volume_mm3[k]),
+            "peak_hu": float(found.peak_hu[k]),
+            "mean_hu": float(found.mean_hu[k]),
+            "centre_mm": centre_mm[k].round(2).tolist(),
+            "slices": int((found.area_mm2[k] > 0).sum()),
+            "largest_area_mm2": float(found.area_mm2[k].max()),
+            "touches_border": bool(found.touches_border[k]),
+        }
+        for k in range(int(found.n))
+    ]
+
+
+def describe_rule(name, rule, image):
+    """The scoring rule in full, with what it comes to at this scan's spacing."""
+    least = rules.min_voxels(rule, scan.spacing_mm(scan.oriented(image).affine))
+    return {"name": name, **rule._asdict(), "minimum": rule.minimum._asdict(), "min_voxels": least}
+
+
+def describe_view(name, aorta_hu):
+    """What the detector sees, as the record shows it: {"name", "aorta_hu", "applied"}, and notes."""
+    wanted, known = name != "none", aorta_hu is not None
+    missing = ["the detector saw the scan as it is: its view needs the mean of the aorta, and none was given"]
+    look = {"name": name, "aorta_hu": float(aorta_hu) if known else None}
+    look["applied"] = wanted and known and aorta_hu >= view.ENHANCED_HU
+    return look | {"notes": missing if wanted and not known else []}
+
+
+def warnings(threshold, rule, image):
+    """What a reader of the score should know about its threshold."""
+    notes = []
+    if image.acquisition.contrast and threshold["from"] == "assumed non-contrast":
+        notes.append("the header names a contrast agent, but no scan threshold was given: enhanced blood may count as calcium")
+    if rule.threshold_hu is not None and threshold["hu"] < rule.threshold_hu:
+        notes.append(f"the mask starts at {threshold['hu']:g} HU, the rule counts from {rule.threshold_hu:g} HU")
+    return notes
