@@ -16,13 +16,13 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from cacjax import report
 from cacjax.evaluation import agreement, metrics, predictions
 from cacjax.evaluation import pictures as panels
 from cacjax.evaluation.predictions import STAGES
 from cacjax.files import manifest, scan
 from cacjax.kernels import lesions
 from cacjax.kernels.scores import CLASSES
+from cacjax.report import tables
 from cacjax.scoring.one_scan import NON_CONTRAST_HU
 
 TARGETS = {"CAC": (1, 2, 3)} | {name: (number,) for number, name in enumerate(CLASSES) if number}
@@ -74,8 +74,8 @@ def main(argv=None):
     out = pathlib.Path(options.out or next(iter(arms.values())))
     write(result, out, arms)
     for targets in (("CAC",), ("LAD", "LCX", "RCA")):
-        print(report.table([shown(row) for row in result["summary"] if row["artery"] in targets], SHOWN), end="\n\n")
-    print(report.table([agreement.shown(row) for row in result["agreement"] if row["artery"] == "CAC"], agreement.SHOWN), end="\n\n")
+        print(tables.table([shown(row) for row in result["summary"] if row["artery"] in targets], SHOWN), end="\n\n")
+    print(tables.table([agreement.shown(row) for row in result["agreement"] if row["artery"] == "CAC"], agreement.SHOWN), end="\n\n")
     missing = sorted({(row["arm"], row["scan"], row["reason"]) for row in result["scans"] if row["reason"]})
     for arm, name, reason in missing:
         print(f"{arm}, {name}: {reason}")
@@ -251,12 +251,12 @@ def shown(row):
 
 def write(result, out, arms):
     """Write evaluation.csv (the summary), evaluation_scans.csv, agreement.csv, evaluation.json and the pictures."""
-    report.write_csv(out / "evaluation.csv", result["summary"], SUMMARY)
-    report.write_csv(out / "evaluation_scans.csv", result["scans"], PER_SCAN)
-    report.write_csv(out / "agreement.csv", result["agreement"], agreement.COLUMNS)
+    tables.write_csv(out / "evaluation.csv", result["summary"], SUMMARY)
+    tables.write_csv(out / "evaluation_scans.csv", result["scans"], PER_SCAN)
+    tables.write_csv(out / "agreement.csv", result["agreement"], agreement.COLUMNS)
     record = {"predictions": {arm: str(folder) for arm, folder in arms.items()}}
     kept = ("n_scans", "summary", "agreement", "scans")
-    report.write_json(out / "evaluation.json", record | {key: result[key] for key in kept})
+    tables.write_json(out / "evaluation.json", record | {key: result[key] for key in kept})
     if result["panels"]:
         panels.comparison(out / "comparison.png", panels.choose(result["panels"]), arms=tuple(arms))
     named = {arm: [panel["scan"] for panel in found] for arm, found in result["outliers"].items()}

@@ -19,9 +19,9 @@ import jax
 from tqdm import tqdm
 
 import cacjax
-from cacjax import report
 from cacjax.files import scan
 from cacjax.kernels import rules, view
+from cacjax.report import tables
 from cacjax.scoring import one_scan, program
 from cacjax.scoring import threshold as aorta
 from cacjax.scoring.jobs import gather
@@ -47,7 +47,7 @@ def main(argv=None):
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command with --resume continues") from None
     rows = all_rows(records)
-    print(report.table(rows, report.COLUMNS, digits=5 if options.regions else 2))
+    print(tables.table(rows, tables.COLUMNS, digits=5 if options.regions else 2))
     refused = sum(record["status"] != "scored" for record in records)
     print(f"{len(records)} scans: {len(records) - refused} scored, {refused} refused; {out / 'scores.csv'}")
     return int(refused > 0 or not records)
@@ -141,7 +141,7 @@ def run(jobs, out, options, detector, segmenter=None):
             start = time.perf_counter()
             record = _kept(job, out, options) if options.resume else None
             records.append(record or score_one(job, out, options, detector, segmenter))
-            report.write_csv(out / "scores.csv", all_rows(records), report.COLUMNS)
+            tables.write_csv(out / "scores.csv", all_rows(records), tables.COLUMNS)
             left = (time.perf_counter() - began) / len(records) * (len(jobs) - len(records))
             line = _line(records[-1], time.perf_counter() - start)
             progress.write(f"[{len(records)}/{len(jobs)}, ETA {left:.0f} s] {line}", file=sys.stderr)
@@ -166,7 +166,7 @@ def score_one(job, out, options, detector, segmenter=None):
     except Exception as error:
         record |= refusal(job, "internal_error", f"{type(error).__name__}: {error}")
         record["traceback"] = traceback.format_exc()
-    report.write_json(out / f"{job.name}.json", record)
+    tables.write_json(out / f"{job.name}.json", record)
     return record
 
 
@@ -217,7 +217,7 @@ def settings(job, options):
         "aorta_hu": job.aorta_hu,
     }
     chosen |= {"heart_dilation_mm": options.heart_dilation_mm, "checkpoint": _newest(options.workdir)}
-    return report.plain(chosen | {"modified": _modified(job.source.path)})
+    return tables.plain(chosen | {"modified": _modified(job.source.path)})
 
 
 def _newest(workdir):

@@ -52,7 +52,7 @@ def test_libraries_stay_in_their_rooms():
     assert all(user.startswith("cacjax/models/") or user == "cacjax/task.py" for user in users_of("flax"))
     assert users_of("orbax") <= {f"cacjax/{entry}.py" for entry in ENTRY_POINTS}
     readers = users_of("SimpleITK") | users_of("pydicom")
-    assert readers <= {"cacjax/files/scan.py", "cacjax/files/dicom.py", "cacjax/files/volume.py", "cacjax/report/__init__.py"}
+    assert readers <= {"cacjax/files/scan.py", "cacjax/files/dicom.py", "cacjax/files/volume.py", "cacjax/report/pictures.py"}
     assert not users_of("tensorflow") and not users_of("torch")
 
 

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from cacjax import report
 from cacjax.files import manifest
+from cacjax.report import pictures, tables
 
 
 def disc(shape, centre, radius, spacing_mm):
@@ -18,20 +18,20 @@ def disc(shape, centre, radius, spacing_mm):
 
 def test_a_failed_write_leaves_the_old_file(tmp_path):
     path = tmp_path / "out" / "a.json"
-    report.write_json(path, {"n": 1})
+    tables.write_json(path, {"n": 1})
     with pytest.raises(ZeroDivisionError):
-        report.replace(path, lambda aside: (aside.write_text("half"), 1 / 0))
+        tables.replace(path, lambda aside: (aside.write_text("half"), 1 / 0))
     assert json.loads(path.read_text()) == {"n": 1}
     assert [p.name for p in path.parent.iterdir()] == ["a.json"]
 
 
 def test_json_takes_arrays_and_never_writes_nan(tmp_path):
-    report.write_json(tmp_path / "a.json", {"a": np.arange(2), "b": np.float32(0.5), "c": math.nan, "d": (np.int64(3), None)})
+    tables.write_json(tmp_path / "a.json", {"a": np.arange(2), "b": np.float32(0.5), "c": math.nan, "d": (np.int64(3), None)})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [0, 1], "b": 0.5, "c": None, "d": [3, None]}
 
 
 def test_table_aligns_numbers_and_names():
-    text = report.table([{"artery": "LAD", "agatston": 12.345}, {"artery": "CAC", "agatston": None}], ("artery", "agatston"))
+    text = tables.table([{"artery": "LAD", "agatston": 12.345}, {"artery": "CAC", "agatston": None}], ("artery", "agatston"))
     assert text.splitlines() == [
         "| artery | agatston |",
         "|--------|---------:|",
@@ -44,9 +44,9 @@ def test_busiest_slices_are_apart_and_fall():
     mask = np.zeros((12, 4, 4), np.uint8)
     mask[5, :2], mask[6, :1], mask[9, 0, 0] = 1, 1, 1
     box = (slice(0, 12),) * 3
-    assert report.busiest(mask, box, 3, (1.5, 1, 1)) == [9, 5]
-    assert report.busiest(mask, box, 1, (1.5, 1, 1)) == [5]
-    assert len(report.busiest(np.zeros_like(mask), box, 3, (1.5, 1, 1))) == 3
+    assert pictures.busiest(mask, box, 3, (1.5, 1, 1)) == [9, 5]
+    assert pictures.busiest(mask, box, 1, (1.5, 1, 1)) == [5]
+    assert len(pictures.busiest(np.zeros_like(mask), box, 3, (1.5, 1, 1))) == 3
 
 
 def test_overlay_shows_each_artery_in_its_colour(tmp_path):
@@ -60,8 +60,8 @@ def test_overlay_shows_each_artery_in_its_colour(tmp_path):
     mask[disc(hu.shape, (25, 40, 60), 3, spacing)], mask[disc(hu.shape, (15, 60, 30), 3, spacing)] = 1, 3
     hu[mask > 0] = 900
     names = ("background", "LAD", "LCX", "RCA")
-    report.overlay(tmp_path / "a.png", hu, mask, spacing_mm=spacing, names=names, threshold_hu=450.0, heart=heart, title="a")
-    report.overlay(tmp_path / "b.png", hu, mask * 0, spacing_mm=spacing, names=names)
+    pictures.overlay(tmp_path / "a.png", hu, mask, spacing_mm=spacing, names=names, threshold_hu=450.0, heart=heart, title="a")
+    pictures.overlay(tmp_path / "b.png", hu, mask * 0, spacing_mm=spacing, names=names)
     marked, bare = (imread(tmp_path / name)[..., :3] for name in ("a.png", "b.png"))
     assert count(marked, "#ff2d55") > 50 and count(marked, "#32d74b") > 50 and count(marked, "#ffd60a") == 0
     assert count(bare, "#ff2d55") == 0

@@ -16,9 +16,10 @@ from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
 import cacjax
-from cacjax import report, train
 from cacjax import score as score_module
+from cacjax import train
 from cacjax.files import scan
+from cacjax.report import pictures, tables
 from cacjax.scoring import one_scan
 from cacjax.task import Prediction
 
@@ -214,8 +215,8 @@ def test_reduction_grows_and_is_optional(tmp_path, detector):
 
 def test_what_is_classified_changes_no_score(tmp_path, detector, monkeypatch):
     """Of a speck too small to count `mask` asks no class, `threshold` does; only `all` knows what was detected. Pictures name arteries."""
-    overlay, named = report.overlay, []
-    monkeypatch.setattr(report, "overlay", lambda *args, **options: (named.append(options["names"]), overlay(*args, **options)))
+    overlay, named = pictures.overlay, []
+    monkeypatch.setattr(pictures, "overlay", lambda *args, **options: (named.append(options["names"]), overlay(*args, **options)))
     hu = calcified()
     hu[5, 20, 20] = 300
     path = write_nifti(tmp_path / "p.nii.gz", hu)
@@ -314,4 +315,4 @@ def test_a_coarser_network_grid_comes_back_to_the_scan(tmp_path):
     assert seen["wanted"] == (32, 64, 64)  # 12 x 20 x 24, padded
     assert 0 < (result.detected > 0).sum() <= 20
     assert np.array_equal(result.mask > 0, calcified() == 250)
-    assert result.rows[0].keys() <= set(report.COLUMNS)
+    assert result.rows[0].keys() <= set(tables.COLUMNS)

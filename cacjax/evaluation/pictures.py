@@ -1,6 +1,6 @@
 """Pictures of an evaluation: calcium that arms found, made up and missed; the scans furthest off; volumes against volumes.
 
-Arrays are [z, y, x] on the scan's grid until `scan.oriented` turns them, see `cacjax.report`; `truth` is a `cacjax.evaluate.Reference`.
+Arrays are [z, y, x] on the scan's grid until `scan.oriented` turns them, see `cacjax.report.pictures`; `truth` is a `cacjax.evaluate.Reference`.
 A panel is a dict of small arrays and texts, cut from the scans one by one, so that a picture of many needs no memory for the scans.
 """
 
@@ -8,10 +8,11 @@ import itertools
 
 import numpy as np
 
-from cacjax import report
 from cacjax.evaluation import agreement
 from cacjax.files import scan
 from cacjax.kernels.scores import CLASSES, CORONARY
+from cacjax.report import pictures as drawing
+from cacjax.report import tables
 
 REFERENCE_COLOUR, OTHER_COLOUR, OUTLIER_COLOUR = "#64d2ff", "#bf5af2", "#ff9500"
 ERROR_COLOURS = ("#32d74b", "#ff2d55", "#ffd60a")
@@ -33,8 +34,8 @@ def of_scan(truth, found):
     turned, calcium, *masks = scan.oriented(truth.scan, calcium, *masks)
     spacing_mm = scan.spacing_mm(turned.affine)
     heart = None if truth.heart is None else scan.oriented(truth.scan, truth.heart)[1]
-    box = report.field(calcium, heart, calcium.shape, spacing_mm)
-    (z,) = report.busiest(calcium, box, 1, spacing_mm)
+    box = drawing.field(calcium, heart, calcium.shape, spacing_mm)
+    (z,) = drawing.busiest(calcium, box, 1, spacing_mm)
     cut = (z, *box[1:])
     panel = {
         "name": f"{truth.name}, slice {z + 1}",
@@ -61,21 +62,21 @@ def comparison(path, panels, *, arms, title=""):
     `spacing_mm` (dy, dx), `threshold_hu` and `notes` {arm: text}: one axial slice each, oriented and cropped. arms:
     the order of the columns. Writes a PNG.
     """
-    figure, axes = report.canvas(len(panels), 2 + len(arms), title)
+    figure, axes = drawing.canvas(len(panels), 2 + len(arms), title)
     for row, panel in zip(axes, panels):
-        window = report.hu_window(panel["threshold_hu"])
+        window = drawing.hu_window(panel["threshold_hu"])
         for axis in row:
-            report.draw(axis, panel["hu"], panel["spacing_mm"], window, "")
-        row[0].set_title(panel["name"], **report.CAPTION)
-        row[1].set_title("reference", **report.CAPTION)
-        report.mark(row[1], panel["reference"].astype(np.uint8), (REFERENCE_COLOUR,))
+            drawing.draw(axis, panel["hu"], panel["spacing_mm"], window, "")
+        row[0].set_title(panel["name"], **drawing.CAPTION)
+        row[1].set_title("reference", **drawing.CAPTION)
+        drawing.mark(row[1], panel["reference"].astype(np.uint8), (REFERENCE_COLOUR,))
         for axis, arm in zip(row[2:], arms):
             note = panel["notes"].get(arm, "")
-            axis.set_title(f"{arm}\n{note}" if note else arm, **report.CAPTION)
+            axis.set_title(f"{arm}\n{note}" if note else arm, **drawing.CAPTION)
             if arm in panel["found"]:
-                report.mark(axis, errors(panel["found"][arm], panel["reference"]), ERROR_COLOURS)
-    report.legend(figure, [("reference", REFERENCE_COLOUR), *zip(ERROR_NAMES, ERROR_COLOURS)])
-    report.save(figure, path)
+                drawing.mark(axis, errors(panel["found"][arm], panel["reference"]), ERROR_COLOURS)
+    drawing.legend(figure, [("reference", REFERENCE_COLOUR), *zip(ERROR_NAMES, ERROR_COLOURS)])
+    drawing.save(figure, path)
 
 
 def errors(found, reference):
@@ -110,7 +111,7 @@ def of_outlier(truth, found, found_lesions, detected, *, count=2):
     spacing_mm = scan.spacing_mm(turned.affine)
     panels = []
     for z, lesion, kind in _worst(wrong, real_lesions, found_lesions, count):
-        near, wide = _close_up(lesion[z], spacing_mm[1:]), report.field(lesion | real | hit, None, lesion.shape, spacing_mm)[1:]
+        near, wide = _close_up(lesion[z], spacing_mm[1:]), drawing.field(lesion | real | hit, None, lesion.shape, spacing_mm)[1:]
         where = lesion & (wrong == kind)
         wrong_mm3, whole_mm3 = (float(voxels.sum() * truth.voxel_mm3) for voxels in (where, lesion))
         artery = CLASSES[np.bincount((label if kind == MISSED else found)[lesion]).argmax()]
@@ -175,10 +176,10 @@ def outliers(path, panels, *, title=""):
     """
     from matplotlib.patches import Rectangle
 
-    figure, axes = report.canvas(len(panels), 5, title)
+    figure, axes = drawing.canvas(len(panels), 5, title)
     for row, panel in zip(axes, panels):
-        window = report.hu_window(panel["threshold_hu"])
-        report.draw(row[0], panel["overview"], panel["spacing_mm"], window, panel["title"])
+        window = drawing.hu_window(panel["threshold_hu"])
+        drawing.draw(row[0], panel["overview"], panel["spacing_mm"], window, panel["title"])
         (y, x), (height, width) = panel["corner"], panel["hu"].shape
         row[0].add_patch(Rectangle((x - 0.5, y - 0.5), width, height, fill=False, color=OUTLIER_COLOUR))
         real = panel["reference"]
@@ -189,12 +190,12 @@ def outliers(path, panels, *, title=""):
             ("before FP reduction", panel["before"], ERROR_COLOURS),
         )
         for axis, (text, marked, colours) in zip(row[1:], shown):
-            report.draw(axis, panel["hu"], panel["spacing_mm"], window, text if marked is not None else f"{text}: not saved")
+            drawing.draw(axis, panel["hu"], panel["spacing_mm"], window, text if marked is not None else f"{text}: not saved")
             if marked is not None:
-                report.mark(axis, marked, colours)
+                drawing.mark(axis, marked, colours)
     entries = [("reference", REFERENCE_COLOUR), ("reference, not coronary", OTHER_COLOUR), *zip(ERROR_NAMES, ERROR_COLOURS)]
-    report.legend(figure, entries)
-    report.save(figure, path)
+    drawing.legend(figure, entries)
+    drawing.save(figure, path)
 
 
 def volumes(path, records, *, arms, named):
@@ -233,7 +234,7 @@ def volumes(path, records, *, arms, named):
     figure.suptitle("coronary calcium after FP reduction; orange: scans of outliers_<arm>.png", fontsize=10)
     left.set_xlabel("reference, mm³ (square root axes)")
     right.set_xlabel("mean of both, mm³ (square root axis)")
-    report.replace(path, lambda aside: figure.savefig(aside, format="png"))
+    tables.replace(path, lambda aside: figure.savefig(aside, format="png"))
 
 
 def _limits(axis, limits, most):

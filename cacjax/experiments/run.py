@@ -22,8 +22,8 @@ from importlib.metadata import version
 
 import numpy as np
 
-from cacjax import report
 from cacjax.experiments.uda import EXPERIMENTS, SIZES, distinct
+from cacjax.report import pictures, tables
 
 TEST_SEED = 900_000  # far from the patients of the training cohorts
 BOOTSTRAPS = 2000
@@ -49,7 +49,7 @@ def main(argv=None) -> None:
         write(summary(experiment, results), results, options, out)  # what was measured stays, should the next be cut short
     rows = summary(experiment, results)
     write(rows, results, options, out)
-    print(report.table([shown(row) for row in rows], SHOWN))
+    print(tables.table([shown(row) for row in rows], SHOWN))
     print(f"\ndone in {(time.perf_counter() - began) / 60:.1f} minutes; {out / 'table.md'}, {out / 'arms.png'}, {out / 'seed*'}")
 
 
@@ -235,16 +235,16 @@ def shown(row) -> dict:
 
 def write(rows, results, options, out) -> None:
     """Write table.csv, table.md, results.json and arms.png to `out`."""
-    report.write_csv(out / "table.csv", rows, tuple(rows[0]))
+    tables.write_csv(out / "table.csv", rows, tuple(rows[0]))
     lines = [f"| {' | '.join(SHOWN)} |", f"|{'---|' * len(SHOWN)}"]
     lines += [f"| {' | '.join(shown(row).values())} |" for row in rows]
     text = f"{options.experiment}, size {options.size}: medians over {rows[0]['seeds']} seed(s), {rows[0]['n']} scans. Published "
     text += "figures in brackets; sensitivity, FP and F1 are means over all scans; pooled F1 with its 95 % bootstrap\ninterval; "
     text += "over its source: how much more that is than the source network's on the same scans, resampled together.\n\n"
-    report.replace(out / "table.md", lambda aside: aside.write_text(text + "\n".join(lines) + "\n"))
+    tables.replace(out / "table.md", lambda aside: aside.write_text(text + "\n".join(lines) + "\n"))
     about = {"date": datetime.date.today().isoformat(), "versions": {name: version(name) for name in PACKAGES}}
-    report.write_json(out / "results.json", about | {"options": vars(options), "rows": rows, "results": results})
-    report.arms(out / "arms.png", rows)
+    tables.write_json(out / "results.json", about | {"options": vars(options), "rows": rows, "results": results})
+    pictures.arms(out / "arms.png", rows)
 
 
 if __name__ == "__main__":

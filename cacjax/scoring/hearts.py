@@ -11,9 +11,9 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from cacjax import report
 from cacjax.files import scan
 from cacjax.kernels import spatial
+from cacjax.report import pictures
 
 STRUCTURES = ("background", "LV cavity", "RV", "LA", "RA", "LV myocardium", "ascending aorta", "rest within the pericardium")
 LV_CAVITY, LA, AORTA = (STRUCTURES.index(name) for name in ("LV cavity", "LA", "ascending aorta"))
@@ -140,19 +140,19 @@ def draw(path, turned, structures, box, *, threshold_hu, title):
     """Draw three cuts through the middle of the measured `box`, or of the heart: bare above, structures and box below. Writes a PNG."""
     spacing_mm = scan.spacing_mm(turned.affine)
     middle = [int(at.mean()) for at in np.nonzero(box if box.any() else structures)]
-    figure, axes = report.canvas(2, 3, title)
-    window = report.hu_window(threshold_hu)
+    figure, axes = pictures.canvas(2, 3, title)
+    window = pictures.hu_window(threshold_hu)
     for axis, (upper, lower) in enumerate(axes.T):
         cut = [np.take(volume, middle[axis], axis) for volume in (turned.hu, structures, box)]
         sides = [mm for other, mm in enumerate(spacing_mm) if other != axis]
         image, marks, outline = cut if axis == 0 else (each[::-1] for each in cut)
         for panel in (upper, lower):
-            report.draw(panel, image, sides, window, ("axial", "coronal", "sagittal")[axis], "AP" if axis == 2 else "RL")
-        report.mark(lower, marks, report.COLOURS)
-        report.mark(lower, outline, ("white",))
+            pictures.draw(panel, image, sides, window, ("axial", "coronal", "sagittal")[axis], "AP" if axis == 2 else "RL")
+        pictures.mark(lower, marks, pictures.COLOURS)
+        pictures.mark(lower, outline, ("white",))
     found = [number for number in np.unique(structures) if number]
-    report.legend(figure, [(STRUCTURES[number], report.COLOURS[number - 1]) for number in found])
-    report.save(figure, path)
+    pictures.legend(figure, [(STRUCTURES[number], pictures.COLOURS[number - 1]) for number in found])
+    pictures.save(figure, path)
 
 
 def coarsen(hu, affine, spacing_mm):

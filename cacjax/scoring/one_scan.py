@@ -11,12 +11,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cacjax import report
 from cacjax.files import scan
 from cacjax.kernels import lesions, rules, scores, spatial
 from cacjax.kernels.scores import CLASSES
 from cacjax.kernels.view import NAMES as VIEWS
 from cacjax.kernels.view import slab_weights
+from cacjax.report import pictures, tables
 from cacjax.scoring import hearts, program
 from cacjax.scoring import record as summary
 from cacjax.scoring import threshold as aorta
@@ -35,7 +35,7 @@ class Result(NamedTuple):
     scan: as read. mask: classes (uint8) or regions (int16) that are scored. detected: classes before false positives are
     reduced, cut at 130 HU like on non-contrast CT (the scan threshold is the first step of the reduction); None where not
     asked for. probability: of coronary calcium, float32, 0 where no candidate; both None for regions. heart: bool or None.
-    rows: a dict per artery, see report.COLUMNS. record: what else a user may ask (lesions, rule, threshold, timings), JSON-like.
+    rows: a dict per artery, see tables.COLUMNS. record: what else a user may ask (lesions, rule, threshold, timings), JSON-like.
     structures: what a heart network found, see hearts.STRUCTURES, uint8; None without one.
     """
 
@@ -131,7 +131,7 @@ def score(
         "flags": flags,
         "notes": notes,
     }
-    record = report.plain(record | found.record | {"timings_s": clock.seconds})
+    record = tables.plain(record | found.record | {"timings_s": clock.seconds})
     return found._replace(record=record, structures=heart and heart.structures)
 
 
@@ -270,7 +270,7 @@ def write(result, out, name, *, save_probability=False):
         scan.write_image(result.probability, result.scan.affine, out / f"{name}_probability.nii.gz", np.float32)
     arrays = (result.mask, result.mask if result.heart is None else result.heart)
     turned, mask, heart = scan.oriented(result.scan, *arrays)
-    report.overlay(
+    pictures.overlay(
         out / f"{name}.png",
         turned.hu,
         mask,

@@ -1,0 +1,110 @@
+"""The grid that a network sees, and the few shapes that scans are padded to so that they share compiled programs. Volumes [z, y, x].
+
+A grid is described by {"kind", "spacing_mm"}. "spline": cubic, first and last voxel centres stay where they are (Zhai 2022).
+"linear": means of whole blocks of voxels, then linear, so that noise averages out as in thick slices. Cohorts resample by the same
+functions as detection: training sees what scoring sees.
+"""
+
+import itertools
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cacjax.kernels import spatial
+
+KINDS = ("spline", "linear")
+SIDES = (32, 64, 64)  # sides of scans are rounded up to multiples of these
+NO_HU = -32768.0  # of what a scan is padded with: below every threshold
+
+
+class Grids(NamedTuple):
+    """How the scan's grid and the network's lie to each other; plans are None where they are one. Sizes int32 [3].
+
+    shape, network_shape: without padding. box: lowest and highest + 1 voxel of the network's grid to look at, [2, 3].
+    """
+
+    shape: Any
+    spacing_mm: Any
+    network_shape: Any
+    box: Any
+    to_network: Any
+    to_scan: Any
+
+
+def padded(shape):
+    """The shape that scans of this shape are padded to."""
+    return tuple(-(-n // side) * side for n, side in zip(shape, SIDES, strict=True))
+
+
+def pad(volume, *, fill):
+    """A volume (host) with `fill` behind its last voxels, to the shape that `padded` gives."""
+    return np.pad(volume, [(0, m - n) for n, m in zip(volume.shape, padded(volume.shape))], constant_values=fill)
+
+
+def cut(volume, shape):
+    """The first voxels of a padded volume, on the host: `pad` undone."""
+    return np.asarray(volume)[tuple(slice(0, n) for n in shape)]
+
+
+def join(shape, spacing_mm, network_mm, box):
+    """(`Grids` of a scan and a network's spline grid, padded shape of the latter). box: of the network's grid, None for all of it."""
+    network = spatial.zoomed_shape(shape, spacing_mm, network_mm)
+    to_network, to_scan = None, None
+    if network != tuple(shape):
+        there, true_mm = spatial.plan(shape, network, spacing_mm, network_mm, order=3)
+        back, _ = spatial.plan(network, shape, true_mm, spacing_mm, order=0)
+        to_network, to_scan = spatial.lengthen(there, padded(network)), spatial.lengthen(back, padded(shape))
+    box = np.array(((0, 0, 0), network) if box is None else box, np.int32)
+    sizes = np.array(shape, np.int32), np.array(spacing_mm, np.float32), np.array(network, np.int32)
+    return Grids(*sizes, box, to_network, to_scan), padded(network)
+
+
+def resample(hu, spacing_mm, grid):
+    """A scan on a network's grid: (HU float32, index), where `index` [4, 4] takes voxels of the result to voxels of the scan.
+
+    grid: {"kind", "spacing_mm"}. Raises ValueError for a kind that is not in KINDS.
+    """
+    if grid["kind"] == "linear":
+        return coarsen(hu, spacing_mm, grid["spacing_mm"])
+    if grid["kind"] != "spline":
+        raise ValueError(f"grid.kind must be one of {', '.join(KINDS)}, got {grid['kind']!r}")
+    volume, true_mm = spatial.resample(hu, spacing_mm, grid["spacing_mm"], order=3)
+    return volume, scaling(np.array(true_mm) / spacing_mm, [0, 0, 0])
+
+
+def nearest(labels, index, shape):
+    """Labels on the grid that `resample` gave, nearest neighbours, uint8."""
+    return np.asarray(spatial.resample_to(labels, np.eye(4), index, shape, order=0), np.uint8)
+
+
+def coarsen(hu, spacing_mm, new_mm):
+    """(HU float32, index) of a scan at another spacing: means of whole blocks of voxels, then linear between them.
+
+    A finer spacing than the scan's is only interpolated.
+    """
+    whole = [max(1, int(new / old + 1e-6)) for new, old in zip(new_mm, spacing_mm, strict=True)]
+    filled = np.pad(np.asarray(hu, np.float32), [(0, -n % w) for n, w in zip(hu.shape, whole)], mode="edge")
+    blocks = filled.reshape(*itertools.chain(*((n // w, w) for n, w in zip(filled.shape, whole)))).mean((1, 3, 5))
+    step = [new / (old * w) for new, old, w in zip(new_mm, spacing_mm, whole)]
+    shape = [max(1, round(n / s)) for n, s in zip(blocks.shape, step)]
+    between = scaling(step, [0, 0, 0])
+    coarse = np.asarray(spatial.resample_to(blocks, np.eye(4), between, shape))
+    return coarse, scaling(whole, [(w - 1) / 2 for w in whole]) @ between
+
+
+def scaling(factors, shift):
+    """The affine [4, 4] that scales each axis, then shifts it."""
+    matrix = np.diag([*factors, 1.0]).astype(float)
+    matrix[:3, 3] = shift
+    return matrix
+
+
+def box_around(mask, shape, spacing_mm, *, margin_mm=0.0):
+    """Box ((z0, y0, x0), (z1, y1, x1)), ends exclusive, around a mask with voxels in it plus a margin, on another grid of that extent."""
+    low, high = [], []
+    for axis, (size, step_mm) in enumerate(zip(shape, spacing_mm)):
+        hit = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
+        scale = (size - 1) / max(mask.shape[axis] - 1, 1)
+        low.append(max(0, int(hit[0] * scale - margin_mm / step_mm)))
+        high.append(min(size, int(np.ceil(hit[-1] * scale + margin_mm / step_mm)) + 1))
+    return tuple(low), tuple(high)

@@ -1,0 +1,175 @@
+"""Pictures of scans and of found calcium. Arrays: [z, y, x], LPS axes.
+
+"Oriented" means that z runs to the head, y to the back and x to the patient's left, so that a slice drawn with row 0
+on top is seen from the feet, as radiologists hold it: the patient's right is on the left of the picture.
+"""
+
+import numpy as np
+
+from cacjax.report.tables import replace
+
+COLOURS = ("#ff2d55", "#ffd60a", "#32d74b", "#0a84ff", "#bf5af2", "#ff9f0a", "#64d2ff", "#ac8e68", "#ff6961")
+CAPTION = {"color": "white", "fontsize": 8}
+# Contrast-enhanced blood is at 200 to 600 HU: in a soft-tissue window it would hide the calcium.
+WINDOWS = ((200.0, (-160.0, 440.0)), (float("inf"), (-200.0, 900.0)))
+
+
+def overlay(path, hu, mask, *, spacing_mm, names, threshold_hu=130.0, heart=None, title="", columns=4):
+    """Draw the axial slices with most calcium, bare above and marked below, beside a projection from the front.
+
+    hu, mask, heart: [z, y, x], oriented. mask: 0 or an index into `names`, the class names with the background first.
+    spacing_mm: (dz, dy, dx). threshold_hu: the scan threshold; it chooses the window (soft tissue, or wide for
+    enhanced blood). heart: crops the picture to it. columns: how many slices. Writes a PNG to `path`.
+    """
+    window = hu_window(threshold_hu)
+    box = field(mask, heart, hu.shape, spacing_mm)
+    picked = busiest(mask, box, columns, spacing_mm)
+    figure, axes = canvas(2, len(picked) + 1, title)
+    for column, z in enumerate(picked):
+        view, marks = hu[z][box[1:]], mask[z][box[1:]]
+        area_mm2 = float((marks > 0).sum() * spacing_mm[1] * spacing_mm[2])
+        draw(axes[0][column], view, spacing_mm[1:], window, f"slice {z + 1} of {len(hu)}")
+        draw(axes[1][column], view, spacing_mm[1:], window, f"{area_mm2:.1f} mm² marked")
+        mark(axes[1][column], marks, COLOURS)
+    view, marks = _frontal(hu, mask, heart, box)
+    for row in (0, 1):
+        draw(axes[row][-1], view, (spacing_mm[0], spacing_mm[2]), window, "maximum, from the front")
+    mark(axes[1][-1], marks, COLOURS)
+    found = [int(label) for label in np.unique(mask) if label]
+    legend(figure, [(names[label], COLOURS[(label - 1) % len(COLOURS)]) for label in found])
+    save(figure, path)
+
+
+def busiest(mask, box, count, spacing_mm):
+    """Up to `count` slices with most marked voxels, 3 mm apart or more, head first; else spread over the box."""
+    area = (mask > 0).sum((1, 2))
+    picked = []
+    for z in np.argsort(-area, kind="stable"):
+        if len(picked) == count or area[z] == 0:
+            break
+        if all(abs(z - other) * spacing_mm[0] >= 3 for other in picked):
+            picked.append(int(z))
+    if picked:
+        return sorted(picked, reverse=True)
+    start, stop = box[0].start, box[0].stop
+    return [int(z) for z in np.linspace(stop - 1, start, count + 2).round()[1:-1]]
+
+
+def hu_window(threshold_hu):
+    """(black, white) in HU that suit a scan with this threshold: soft tissue, or wide for enhanced blood."""
+    return next(window for limit, window in WINDOWS if threshold_hu <= limit)
+
+
+def field(mask, heart, shape, spacing_mm, *, margin_mm=12.0, least_mm=90.0):
+    """Slices around the heart, or else around the marks, or else everything; at least `least_mm` wide."""
+    inside = np.asarray(mask) > 0 if heart is None else (np.asarray(heart) > 0) | (np.asarray(mask) > 0)
+    if not inside.any():
+        return tuple(slice(0, n) for n in shape)
+    box = []
+    for axis, step in enumerate(spacing_mm):
+        hit = np.flatnonzero(inside.any(tuple(a for a in range(3) if a != axis)))
+        middle, half = (hit[0] + hit[-1]) / 2, (hit[-1] - hit[0] + 1) / 2 + margin_mm / step
+        half = max(half, least_mm / 2 / step)
+        box.append(slice(max(0, int(middle - half)), min(shape[axis], int(middle + half) + 1)))
+    return tuple(box)
+
+
+def _frontal(hu, mask, heart, box):
+    """Maximum along y, head on top; only heart and marks count, so that ribs and spine do not cover them."""
+    view, marks = np.asarray(hu[box], np.float32), np.asarray(mask[box])
+    if heart is not None:
+        view = np.where((np.asarray(heart[box]) > 0) | (marks > 0), view, -1000.0)
+    return view.max(1)[::-1], marks.max(1)[::-1]
+
+
+def arms(path, rows):
+    """Draw one line per arm of an experiment: pooled F1 with interval and every seed, average precision, published F1. Writes a PNG.
+
+    rows: as `cacjax.experiments.summarise` makes them.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 0.42 * len(rows) + 1.4), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axis, y = figure.subplots(), np.arange(len(rows))[::-1]
+    axis.hlines(y, [r["f1_low"] for r in rows], [r["f1_high"] for r in rows], color="#0a84ff", lw=5, alpha=0.25)
+    for height, row in zip(y, rows):
+        axis.plot(row["f1_seeds"], [height] * len(row["f1_seeds"]), "o", color="#0a84ff", ms=4, alpha=0.5)
+    series = {"f1_pooled": ("pooled F1, median of the seeds (dots), 95 % interval over scans", "o", "#0a84ff")}
+    series |= {"ap_pooled": ("average precision, pooled", "D", "#ff9f0a"), "published_f1": ("published mean F1", "x", "black")}
+    for name, (label, marker, colour) in series.items():
+        values = [np.nan if row[name] is None else row[name] for row in rows]
+        if not np.isnan(values).all():
+            axis.plot(values, y, marker, color=colour, label=label, ms=7, ls="")
+    names = [f"{r['network']}, {r['scans']}{', FP reduced' if r['fp_reduction'] == 'yes' else ''}" for r in rows]
+    axis.set(yticks=y, yticklabels=names, xlim=(-0.02, 1.02))
+    axis.grid(axis="x", alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+    replace(path, lambda aside: figure.savefig(aside, format="png"))
+
+
+def canvas(rows, columns, title):
+    """(figure, axes [rows, columns]) of a black picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(3.1 * columns, 3.3 * rows + 0.6), dpi=110, facecolor="black", layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title or " ", color="white", fontsize=10)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def draw(axis, image, spacing_mm, window, title, sides="RL"):
+    """A grey image [rows, columns] in true proportions, with side marks and a 20 mm bar. spacing_mm: (row, column)."""
+    height, width = image.shape
+    axis.imshow(
+        image,
+        cmap="gray",
+        vmin=window[0],
+        vmax=window[1],
+        interpolation="nearest",
+        aspect=spacing_mm[0] / spacing_mm[1],
+    )
+    axis.set_title(title, **CAPTION)
+    axis.axis("off")
+    for text, x, side in zip(sides, (0.02, 0.98), ("left", "right")):
+        axis.text(x, 0.97, text, color="white", fontsize=8, va="top", ha=side, transform=axis.transAxes)
+    bar = 20 / spacing_mm[1]
+    axis.plot([0.05 * width, 0.05 * width + bar], [0.95 * height] * 2, color="white", lw=2)
+    axis.text(0.05 * width, 0.93 * height, "20 mm", color="white", fontsize=6, va="bottom")
+
+
+def mark(axis, marks, colours):
+    """Outline the marked pixels along their edges and tint them, so that the calcium below stays visible."""
+    from matplotlib.collections import LineCollection
+    from matplotlib.colors import to_rgb
+
+    tint = np.zeros((*marks.shape, 4))
+    for label in np.unique(marks[marks > 0]):
+        colour = colours[(int(label) - 1) % len(colours)]
+        tint[marks == label] = (*to_rgb(colour), 0.3)
+        axis.add_collection(LineCollection(_edges(marks == label), colors=colour, linewidths=1.0))
+    axis.imshow(tint, interpolation="nearest", aspect=axis.get_aspect())
+
+
+def _edges(inside):
+    """Line segments [(x0, y0), (x1, y1)] along the pixel borders of a boolean [rows, columns] image."""
+    padded = np.pad(inside, 1)
+    rows, columns = np.nonzero(padded[1:, 1:-1] != padded[:-1, 1:-1])
+    flat = [((x - 0.5, y - 0.5), (x + 0.5, y - 0.5)) for y, x in zip(rows, columns)]
+    rows, columns = np.nonzero(padded[1:-1, 1:] != padded[1:-1, :-1])
+    return flat + [((x - 0.5, y - 0.5), (x - 0.5, y + 0.5)) for y, x in zip(rows, columns)]
+
+
+def legend(figure, entries):
+    """Names (name, colour) below a black picture."""
+    from matplotlib.patches import Patch
+
+    handles = [Patch(color=colour, label=name) for name, colour in entries] or [Patch(color="black", label="no calcium found")]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=8, frameon=False, labelcolor="white")
+
+
+def save(figure, path):
+    """Write a black picture as PNG."""
+    replace(path, lambda aside: figure.savefig(aside, format="png", facecolor="black"))

@@ -1,0 +1,79 @@
+"""Rows and records on disk: CSV, JSON, tables for the terminal. Every file is written aside and renamed into place."""
+
+import csv
+import json
+import os
+import pathlib
+
+import numpy as np
+
+COLUMNS = ("scan", "status", "reason", "artery", "agatston", "volume_mm3", "mass_mg", "n_lesions", "category")
+
+
+def replace(path, write):
+    """Call `write(temporary path)`, then rename the result to `path`: a reader never sees half a file."""
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        write(aside)
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def write_csv(path, rows, columns):
+    """Write dict `rows` with the given `columns`; what is None, NaN or missing becomes an empty cell."""
+
+    def write(aside):
+        with open(aside, "w", newline="") as file:
+            table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+            table.writeheader()
+            table.writerows({key: "" if _undefined(value) else value for key, value in row.items()} for row in rows)
+
+    replace(path, write)
+
+
+def write_json(path, record):
+    """Write `record` as indented JSON; arrays become lists, NamedTuples objects, NaN and infinity null."""
+    replace(path, lambda aside: aside.write_text(json.dumps(plain(record), indent=1, allow_nan=False) + "\n"))
+
+
+def plain(value):
+    """Python numbers, strings, lists and dicts of whatever a record holds."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if hasattr(value, "_asdict"):
+        return plain(value._asdict())
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if np.isfinite(value) else None
+    return str(value)
+
+
+def table(rows, columns, *, digits=2):
+    """A table for the terminal that is also Markdown. Numbers stand right with `digits` decimals, None is a dash."""
+    cells = [[_cell(row.get(name), digits) for name in columns] for row in rows]
+    widths = [max([len(name), *(len(line[k]) for line in cells)]) for k, name in enumerate(columns)]
+    right = [any(isinstance(row.get(name), int | float) for row in rows) for name in columns]
+
+    def line(values):
+        return "| " + " | ".join(v.rjust(w) if r else v.ljust(w) for v, w, r in zip(values, widths, right)) + " |"
+
+    rule = "|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right)) + "|"
+    return "\n".join([line(columns), rule, *(line(values) for values in cells)])
+
+
+def _undefined(value):
+    return value is None or (isinstance(value, float) and np.isnan(value))
+
+
+def _cell(value, digits):
+    if _undefined(value):
+        return "-"
+    return f"{value:.{digits}f}" if isinstance(value, float) else str(value)
