@@ -15,16 +15,16 @@ CLIP = 0.1
 
 
 class Generator(nn.Module):
-    """Three subnets of dilated convolutions, one per plane; [b, 3, h, w] -> [b, 3 * width, h - 130, w - 130]."""
+    """Three subnets of dilated convolutions, one per plane; [b, 3, h, w] -> [b, 3 * width, h - 130, w - 130] as published."""
 
-    def __init__(self, width: int = 32):
+    def __init__(self, width: int = 32, dilations: tuple = DILATIONS):
         super().__init__()
-        self.subnets = nn.ModuleList(self._subnet(width) for _ in range(3))
+        self.subnets = nn.ModuleList(self._subnet(width, dilations) for _ in range(3))
 
     @staticmethod
-    def _subnet(width):
+    def _subnet(width, dilations):
         layers = []
-        for i, dilation in enumerate(DILATIONS):
+        for i, dilation in enumerate(dilations):
             layers += [nn.Conv2d(width if i else 1, width, 3, dilation=dilation), nn.ELU()]
         return nn.Sequential(*layers, nn.Conv2d(width, width, 1), nn.ELU())
 
@@ -53,8 +53,8 @@ class Neck(nn.Module):
 class Dilated(Generator):
     """The whole first-stage network: centre logits [b, 7, 1, 1] and auxiliary logits, three of [b, 7, h, w]."""
 
-    def __init__(self, width: int = 32, hidden: int = 128, classes: int = 7):
-        super().__init__(width)
+    def __init__(self, width: int = 32, hidden: int = 128, classes: int = 7, dilations: tuple = DILATIONS):
+        super().__init__(width, dilations)
         for i in range(3):
             setattr(self, f"auxClassifier{i}", nn.Sequential(nn.Dropout(0.35), nn.Conv2d(width, classes, 1)))
         self.conv1, self.conv2 = nn.Conv2d(3 * width, hidden, 1), nn.Conv2d(hidden, classes, 1)
@@ -129,7 +129,8 @@ class System:
         self.tuned, self.device = tuned, device
         self.dtype = torch.float64 if double else torch.float32
         self.layout = torch.channels_last if tuned else torch.contiguous_format
-        networks = Generator(width), Critic(3 * width, critic, sizes.get("side", 25)), Neck(width, sizes.get("hidden", 128))
+        generator = Generator(width, sizes.get("dilations", DILATIONS))
+        networks = generator, Critic(3 * width, critic, sizes.get("side", 25)), Neck(width, sizes.get("hidden", 128))
         self.generator, self.critic, self.neck = (n.to(device, self.dtype, memory_format=self.layout) for n in networks)
         for parameter in self.neck.parameters():
             parameter.requires_grad_(False)
@@ -152,7 +153,7 @@ class System:
     def generator_loss_of(self, source, target, labels, weight):
         """The generator's loss from planes, never compiled."""
         adapted, labelled = self.generator(target), self.generator(source)
-        classes = functional.cross_entropy(self.neck.logits(_centre(labelled)).flatten(1), labels)
+        classes = functional.cross_entropy(self.neck.logits(centre(labelled)).flatten(1), labels)
         return -self.critic(adapted).mean() + weight * classes
 
     def critic_step(self, source, target):
@@ -185,9 +186,11 @@ class System:
         return loss.detach()
 
 
-def source_loss(network, x, labels, weight: float = 0.05):
-    """Source training with deep supervision: labels [b, 3, n, n]."""
+def source_loss(network, x, labels, weight: float = 0.05, *, twice: bool = False):
+    """Source training with deep supervision: labels [b, 3, n, n]; `twice`: through softmax once more, as in the authors' code."""
     main, auxiliary = network(x)
+    if twice:
+        main, auxiliary = main.softmax(1), [maps.softmax(1) for maps in auxiliary]
     c = labels.shape[-1] // 2
     deep = sum(functional.cross_entropy(maps, labels[:, i]) for i, maps in enumerate(auxiliary))
     return functional.cross_entropy(main.flatten(1), labels[:, 0, c, c]) + weight * deep
@@ -207,6 +210,7 @@ def arrays(network) -> dict:
     return {key: value.detach().cpu().contiguous().numpy().copy() for key, value in network.state_dict().items()}
 
 
-def _centre(maps):
+def centre(maps):
+    """The middle pixel of maps [b, c, n, n], which all orientations share: [b, c, 1, 1]."""
     c = maps.shape[-1] // 2
     return maps[:, :, c : c + 1, c : c + 1]
