@@ -1,10 +1,5 @@
 """Labelling against scipy, the lesion table against numpy, growing against pencil drawings and an independent scipy version."""
 
-import json
-import pathlib
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -131,29 +126,6 @@ def test_running_sum_and_max_are_exact():
         np.testing.assert_array_equal(bits.running_sum(jnp.asarray(counts), most=most), np.cumsum(counts, dtype=np.int32))
         np.testing.assert_array_equal(bits.sum_before(jnp.asarray(counts), most=most), np.cumsum(counts, dtype=np.int32) - counts)
         np.testing.assert_array_equal(bits.running_max(jnp.asarray(counts), len(counts)), np.maximum.accumulate(counts))
-
-
-def test_bench_writes_the_documented_rows(tmp_path):
-    pytest.importorskip("cc3d")
-    bench = pathlib.Path(__file__).parent.parent / "tools" / "bench" / "labelling.py"
-    out = tmp_path / "r.json"
-    command = [bench, "--quick", "--rounds", "1", "--cases", "blobs", "--connectivity", "26", "--out", out]
-    subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
-    result = json.loads(out.read_text())
-    assert {"device", "versions", "date", "command", "rows"} <= set(result)
-    # A row of another case stays, one of this case and connectivity is replaced.
-    out.write_text(json.dumps(result | {"rows": [{"case": "thorax", "connectivity": 6}, {"case": "blobs", "connectivity": 26}]}))
-    subprocess.run([sys.executable, *map(str, command)], check=True, capture_output=True)
-    rows = json.loads(out.read_text())["rows"]
-    assert [(row["case"], row["connectivity"]) for row in rows] == [("thorax", 6), ("blobs", 26)]
-    for row in rows[1:]:
-        assert len(row["load"]) == 3 and row["by_slice"]
-        assert all(row[name] > 0 for name in ("ours_ms", "dense_ms", "cc3d_ms", "scipy_ms", "table_ms", "cc3d_table_ms"))
-        assert row["components"] > 0
-    # Figures of other versions are never mixed.
-    out.write_text(json.dumps(result | {"versions": {}}))
-    refused = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True)
-    assert refused.returncode and "write to another file" in refused.stderr
 
 
 def spiral(size):

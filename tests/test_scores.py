@@ -105,6 +105,9 @@ def test_voltages():
     assert rules.at_kvp(rules.RULES["default"], None).threshold_hu == 130
     with pytest.raises(ValueError, match=r"kvp must be one of \[100, 120.0\]"):
         rules.at_kvp(rules.RULES["default"], 90)
+    assert rules.for_voltage(rules.RULES["default"], 100)[0].threshold_hu == 147
+    kept, (note,) = rules.for_voltage(rules.RULES["default"], 90)
+    assert kept == rules.RULES["default"] and note.startswith("limits of 120 kV used: kvp must be one of")
     hu = blocks((0, *FOUR, 129))
     assert score(hu, HALF, "calciumscoring_jl")[:2] == (0, 12)  # in the volume, with weight 0
 

@@ -1,16 +1,22 @@
 """Masks as 32-bit words, and counting on them: what `runs` is made of. Bit i of word j of a row is voxel 32 j + i."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Int32, Integer, Shaped, UInt32
+
+from cacjax.kernels.shapes import Volume
 
 WORD = 32
 _BLOCK = 32
 
 
-def pack(mask):
-    """Bool [..., x] to uint32 [..., ceil(x / 32)]; bit i of word j is voxel 32 j + i, padding is 0."""
+def pack(mask: Bool[Array, "*rows x"] | Integer[Array, "*rows x"]) -> UInt32[Array, "*rows (x+31)//32"]:
+    """A mask (zeros and ones) as words; bit i of word j is voxel 32 j + i, padding is 0."""
     pad = -mask.shape[-1] % WORD
     if pad:
         mask = jnp.pad(mask, [(0, 0)] * (mask.ndim - 1) + [(0, pad)])
@@ -20,14 +26,14 @@ def pack(mask):
     return (nibbles << (4 * jnp.arange(WORD // 4, dtype=jnp.uint32))).sum(-1, dtype=jnp.uint32)
 
 
-def unpack(words, width):
-    """uint32 [..., words] to bool [..., width]."""
+def unpack(words: UInt32[Array, "*rows words"], width: int) -> Bool[Array, "*rows {width}"]:
+    """The first `width` voxels of each row of words: `pack` the other way round."""
     bits = (words[..., None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1
     return bits.reshape(*words.shape[:-1], -1)[..., :width] == 1
 
 
-def windows(volume, words, ones):
-    """Voxels of words of the packed mask of a volume [z, y, x]: values [n, 32] and `ones` moved to their places in them.
+def windows(volume: Volume, words: Integer[Array, " n"], ones: UInt32[Array, " n"]) -> tuple[Shaped[Array, "n 32"], UInt32[Array, " n"]]:
+    """Voxels of words of the packed mask of a volume: values, and `ones` moved to their places in them.
 
     words: flat index of each word; ones: its bits. Values at bits that are 0 are of other voxels.
     """
@@ -40,22 +46,22 @@ def windows(volume, words, ones):
     return lax.optimization_barrier(values), ones << (wanted - base).astype(jnp.uint32)
 
 
-def take(values, at):
+def take(values: Shaped[Array, " n"], at: Integer[Array, "*shape"]) -> Shaped[Array, "*shape"]:
     """values[at] of a flat array at places known to lie inside: on CPU the usual care for others costs more than the reading."""
     return values.at[at.astype(jnp.uint32)].get(mode="promise_in_bounds")
 
 
-def popcount(words):
-    """Number of ones in each word, int32."""
+def popcount(words: UInt32[Array, "*shape"]) -> Int32[Array, "*shape"]:
+    """Number of ones in each word."""
     return lax.population_count(words).astype(jnp.int32)
 
 
-def running_sum(counts, *, most):
-    """Inclusive sum of counts [n] of 0..most, int32."""
+def running_sum(counts: Int32[Array, " n"], *, most: int) -> Int32[Array, " n"]:
+    """Inclusive sum of counts of 0..most."""
     return _sum(counts, most, own=True)
 
 
-def sum_before(counts, *, most):
+def sum_before(counts: Int32[Array, " n"], *, most: int) -> Int32[Array, " n"]:
     """`running_sum` without the count at the place itself. Not their difference: unlike reshapes in one fusion are slow on CPU."""
     return _sum(counts, most, own=False)
 
@@ -73,8 +79,8 @@ def _sum(counts, most, own):
     return (sums.astype(jnp.int32) + carry[:, None]).ravel()[:n]
 
 
-def running_max(values, n):
-    """Largest of the first n values [..], none below 0, up to each of them; what comes after them is of no use."""
+def running_max(values: Int32[Array, " size"], n: Integer[ArrayLike, ""]) -> Int32[Array, " size"]:
+    """Largest of the first n values, none below 0, up to each of them; what comes after them is of no use."""
 
     def step(i, state):
         top = jnp.maximum(state[0], lax.dynamic_index_in_dim(values, i, keepdims=False))
@@ -86,7 +92,7 @@ def running_max(values, n):
     return lax.platform_dependent(values, n, cpu=serial, default=lambda values, n: lax.cummax(values))
 
 
-def bisect(like, n, holds):
+def bisect(like: Int32[Array, "*shape"], n: int, holds: Callable) -> Int32[Array, "*shape"]:
     """The last of 0..n-1 at which `holds(at)` is true (it is at 0, and never again after it has failed), for each of `like`."""
     bits = (n - 1).bit_length()
 
@@ -98,7 +104,7 @@ def bisect(like, n, holds):
     return lax.fori_loop(0, bits, step, jnp.zeros_like(like))
 
 
-def select(words, rank):
+def select(words: UInt32[Array, "*shape"], rank: Int32[Array, "*shape"]) -> Int32[Array, "*shape"]:
     """Position of set bit number `rank` (from 0) of each word, by bisection on popcounts."""
     position = jnp.zeros_like(rank)
     for step in (16, 8, 4, 2, 1):
@@ -109,6 +115,6 @@ def select(words, rank):
     return position
 
 
-def up_to(bit):
+def up_to(bit: Integer[Array, "*shape"]) -> UInt32[Array, "*shape"]:
     """A word with ones from bit 0 to this one."""
     return (jnp.uint32(2) << bit.astype(jnp.uint32)) - 1

@@ -18,13 +18,11 @@ NO_HU = -32768.0  # of what a scan is padded with: below every threshold
 
 
 class Grids(NamedTuple):
-    """How the scan's grid and the network's lie to each other; plans are None where they are one. Sizes int32 [3].
+    """How the scan's grid and the network's lie to each other; plans are None where they are one.
 
-    shape, network_shape: without padding. box: lowest and highest + 1 voxel of the network's grid to look at, [2, 3].
+    network_shape: int32 [3], without padding. box: lowest and highest + 1 voxel of the network's grid to look at, [2, 3].
     """
 
-    shape: Any
-    spacing_mm: Any
     network_shape: Any
     box: Any
     to_network: Any
@@ -55,8 +53,7 @@ def join(shape, spacing_mm, network_mm, box):
         back, _ = spatial.plan(network, shape, true_mm, spacing_mm, order=0)
         to_network, to_scan = spatial.lengthen(there, padded(network)), spatial.lengthen(back, padded(shape))
     box = np.array(((0, 0, 0), network) if box is None else box, np.int32)
-    sizes = np.array(shape, np.int32), np.array(spacing_mm, np.float32), np.array(network, np.int32)
-    return Grids(*sizes, box, to_network, to_scan), padded(network)
+    return Grids(np.array(network, np.int32), box, to_network, to_scan), padded(network)
 
 
 def resample(hu, spacing_mm, grid):
@@ -68,8 +65,10 @@ def resample(hu, spacing_mm, grid):
         return coarsen(hu, spacing_mm, grid["spacing_mm"])
     if grid["kind"] != "spline":
         raise ValueError(f"grid.kind must be one of {', '.join(KINDS)}, got {grid['kind']!r}")
-    volume, true_mm = spatial.resample(hu, spacing_mm, grid["spacing_mm"], order=3)
-    return volume, scaling(np.array(true_mm) / spacing_mm, [0, 0, 0])
+    volume, _ = spatial.resample(hu, spacing_mm, grid["spacing_mm"], order=3)
+    sizes = zip(hu.shape, volume.shape, spacing_mm, grid["spacing_mm"])
+    # Exact, not true spacing over the old one: labels halfway between two voxels fall to the same one as by `spatial.resample`.
+    return volume, scaling([(n - 1) / (m - 1) if n > 1 and m > 1 else new / old for n, m, old, new in sizes], [0, 0, 0])
 
 
 def nearest(labels, index, shape):

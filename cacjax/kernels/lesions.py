@@ -10,38 +10,42 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Float32, Int32, UInt8, UInt32
 
 from cacjax.kernels import bits, neighbours, runs
+from cacjax.kernels.shapes import HU, Labels, Mask, Scalar, Spacing
 
 N_CLASSES = 7  # background and six arteries and valves
 CAPACITIES = (512, 4096, 65536, 1 << 20)
+STEPS = ("threshold", "grow", "size", "heart", "specks")
 HU_UNIT = 1.0 / 1024.0
 _DIGIT = 7
 
 
 class Lesions(NamedTuple):
-    """A table of lesions in label order, rows [capacity] of which the first `n` are in use; check `overflow` (n > capacity).
+    """A table of lesions in label order, rows of which the first `n` are in use; check `overflow` (n > capacity).
 
-    artery: class of most voxels, ties to the smallest, 0 if none. centroid [.., 3]: (z, y, x) in voxels. low, high [.., 3]: box,
-    high exclusive. touches_border: cut by the edge of the volume. area_mm2, slice_peak_hu [.., z]: all pixels of the lesion in
-    that slice (peak -inf where none), [.., 0] where not asked for (`by_slice=False`). Unused rows have 0 voxels.
+    artery: class of most voxels, ties to the smallest, 0 if none. centroid: (z, y, x) in voxels. low, high: box, high exclusive.
+    touches_border: cut by the edge of the volume. area_mm2, slice_peak_hu: all pixels of the lesion in that slice (peak -inf where
+    none), no slices where not asked for (`by_slice=False`). Unused rows have 0 voxels.
     """
 
-    n: jax.Array
-    overflow: jax.Array
-    voxels: jax.Array
-    volume_mm3: jax.Array
-    artery: jax.Array
-    peak_hu: jax.Array
-    sum_hu: jax.Array
-    mean_hu: jax.Array
-    centroid: jax.Array
-    low: jax.Array
-    high: jax.Array
-    touches_border: jax.Array
-    area_mm2: jax.Array
-    slice_peak_hu: jax.Array
+    n: Int32[Array, ""]
+    overflow: Bool[Array, ""]
+    voxels: Int32[Array, " rows"]
+    volume_mm3: Float32[Array, " rows"]
+    artery: UInt8[Array, " rows"]
+    peak_hu: Float32[Array, " rows"]
+    sum_hu: Float32[Array, " rows"]
+    mean_hu: Float32[Array, " rows"]
+    centroid: Float32[Array, "rows 3"]
+    low: Int32[Array, "rows 3"]
+    high: Int32[Array, "rows 3"]
+    touches_border: Bool[Array, " rows"]
+    area_mm2: Float32[Array, "rows z"]
+    slice_peak_hu: Float32[Array, "rows z"]
 
 
 class Removed(NamedTuple):
@@ -50,17 +54,17 @@ class Removed(NamedTuple):
     below_threshold, cut_by_heart: voxels of the detection; too_small, too_large, outside_heart, specks: components.
     """
 
-    below_threshold: jax.Array
-    too_small: jax.Array
-    too_large: jax.Array
-    outside_heart: jax.Array
-    cut_by_heart: jax.Array
-    specks: jax.Array
+    below_threshold: Int32[Array, ""]
+    too_small: Int32[Array, ""]
+    too_large: Int32[Array, ""]
+    outside_heart: Int32[Array, ""]
+    cut_by_heart: Int32[Array, ""]
+    specks: Int32[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnames=("connectivity", "buckets"))
-def label(mask, *, connectivity=26, buckets=runs.BUCKETS):
-    """Connected components of a bool mask: labels int32 and their number, as `scipy.ndimage.label`, order included.
+def label(mask: Mask, *, connectivity: int = 26, buckets: tuple = runs.BUCKETS) -> tuple[Int32[Array, "z y x"], Int32[Array, ""]]:
+    """Connected components of a mask: labels and their number, as `scipy.ndimage.label`, order included.
 
     connectivity 4 or 8: every slice for itself, numbers run on from slice to slice; 6, 18, 26: 3D. Raises ValueError on any other,
     and on 2^31 voxels or more.
@@ -75,8 +79,10 @@ def label(mask, *, connectivity=26, buckets=runs.BUCKETS):
 
 
 @functools.partial(jax.jit, static_argnames=("capacity", "by_slice"))
-def table(labels, n, hu, artery, spacing_mm, *, capacity=CAPACITIES[0], by_slice=True):
-    """`Lesions` of labels 1..n. artery: class volume, 0..6. Rows beyond capacity are dropped and flagged; see `full_table`.
+def table(
+    labels: Labels, n: Scalar, hu: HU, artery: Labels, spacing_mm: Spacing, *, capacity: int = CAPACITIES[0], by_slice: bool = True
+) -> Lesions:
+    """`Lesions` of labels 1..n. artery: classes, 0..6. Rows beyond capacity are dropped and flagged; see `full_table`.
 
     by_slice: also area and peak of each lesion in each slice, 8 bytes each: a million lesions of 256 slices would be 2 GB.
     """
@@ -92,7 +98,9 @@ def table(labels, n, hu, artery, spacing_mm, *, capacity=CAPACITIES[0], by_slice
 
 
 @functools.partial(jax.jit, static_argnames=("connectivity", "capacity", "by_slice"))
-def find(mask, hu, artery, spacing_mm, *, connectivity=26, capacity=CAPACITIES[0], by_slice=True):
+def find(
+    mask: Mask, hu: HU, artery: Labels, spacing_mm: Spacing, *, connectivity: int = 26, capacity: int = CAPACITIES[0], by_slice: bool = True
+) -> Lesions:
     """`label` and `table` at once, without the volume of labels, which costs more than all the rest; options of both."""
     mask = mask.astype(bool)
 
@@ -104,7 +112,7 @@ def find(mask, hu, artery, spacing_mm, *, connectivity=26, capacity=CAPACITIES[0
     return _as_table(n, capacity, *measured, jnp.asarray(spacing_mm, jnp.float32), mask.shape)
 
 
-def full_table(labels, n, hu, artery, spacing_mm, *, by_slice=True):
+def full_table(labels: Labels, n: Scalar, hu: HU, artery: Labels, spacing_mm: Spacing, *, by_slice: bool = True) -> Lesions:
     """`table` with the smallest capacity that holds all n lesions (n is read on the host)."""
     capacity = next((c for c in CAPACITIES if c >= int(n)), int(n))
     return table(labels, n, hu, artery, spacing_mm, capacity=capacity, by_slice=by_slice)
@@ -151,8 +159,8 @@ def _votes(at, ones, classes):
     return [runs.popcount(functools.reduce(jnp.bitwise_and, parts, ones)) for parts in of_class]
 
 
-def hu_of_runs(at, ones, hu):
-    """Sum in units of 1/1024 HU (int32, HU clipped to 16 bits: 32 x 2^15 x 2^10 = 2^30) and peak of each run.
+def hu_of_runs(at: Int32[Array, " n"], ones: UInt32[Array, " n"], hu: HU) -> tuple[Int32[Array, " n"], Float32[Array, " n"]]:
+    """Sum in units of 1/1024 HU (HU clipped to 16 bits: 32 x 2^15 x 2^10 = 2^30) and peak of each run.
 
     at: flat index in the packed mask of `hu` of the word that each run lies in; ones: its bits.
     """
@@ -163,14 +171,14 @@ def hu_of_runs(at, ones, hu):
     return jnp.where(on, fixed, 0).sum(1, dtype=jnp.int32), jnp.where(on, values, -jnp.inf).max(1)
 
 
-def digits(values, n):
-    """An int32 as n words, n - 1 of 7 bits and the signed rest: sums of words stay in range where sums of values would not."""
+def digits(values: Int32[Array, "*shape"], n: int) -> list[Int32[Array, "*shape"]]:
+    """A whole number as n words, n - 1 of 7 bits and the signed rest: sums of words stay in range where sums of values would not."""
     low = [(values >> (_DIGIT * i)) & ((1 << _DIGIT) - 1) for i in range(n - 1)]
     return [*low, values >> (_DIGIT * (n - 1))]
 
 
-def undigits(words):
-    """The sum that sums of `digits` [.., n] stand for: float32 on the device, float64 for numpy arrays."""
+def undigits(words: Int32[ArrayLike, "*rows n"]) -> Float[ArrayLike, "*rows"]:
+    """The sum that sums of `digits` stand for: float32 on the device, float64 for numpy arrays."""
     # The low words hold up to 2^25 x 127 < 2^32: as unsigned.
     library, kind = (np, np.float64) if isinstance(words, np.ndarray) else (jnp, jnp.float32)
     low, high = words[..., :-1].astype(library.uint32), words[..., -1]
@@ -205,13 +213,21 @@ def _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, sh
     )
 
 
-STEPS = ("threshold", "grow", "size", "heart", "specks")
+def grow(
+    detected: Labels,
+    hu: HU,
+    threshold_hu: Scalar,
+    heart: Mask | None,
+    spacing_mm: Spacing,
+    *,
+    mode: str = "paper",
+    min_mm3: Scalar = 1.0,
+    max_mm3: Scalar = 500.0,
+    steps: tuple[str, ...] = STEPS,
+) -> tuple[UInt8[Array, "z y x"], Removed]:
+    """Reduction of false positives (Zhai 2022, section 3.2): (artery-labelled mask, `Removed`).
 
-
-def grow(detected, hu, threshold_hu, heart, spacing_mm, *, mode="paper", min_mm3=1.0, max_mm3=500.0, steps=STEPS):
-    """Reduction of false positives (Zhai 2022, section 3.2): (artery-labelled uint8 mask [z, y, x], `Removed`).
-
-    detected: classes 0..6. heart: bool, already dilated, or None. Steps can be left out:
+    detected: classes 0..6. heart: already dilated, or None. Steps can be left out:
     "threshold" drops detected voxels below the threshold; "grow" takes every component of voxels >= threshold that holds a detected
     voxel and gives all of it the class of most of them (without it lesions are components of the detection and keep their classes);
     "size", "heart", and "specks" depend on the mode.

@@ -1,13 +1,24 @@
 """Losses as pure functions of arrays: cross-entropies, Dice, the Wasserstein gap, the maximum mean discrepancy.
 
-Logits are [..., classes], labels integers [...]. Nothing here draws random numbers or knows a network.
+Nothing here draws random numbers or knows a network.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float, Integer, PRNGKeyArray, Real
 
 
-def cross_entropy(logits, labels, *, weights=None, double_softmax: bool = False):
+def cross_entropy(
+    logits: Float[ArrayLike, "*batch classes"],
+    labels: Integer[ArrayLike, "*batch"],
+    *,
+    weights: Float[ArrayLike, "*batch"] | None = None,
+    double_softmax: bool = False,
+) -> Float[Array, ""]:
     """Mean (or weighted mean) cross-entropy; `double_softmax` feeds probabilities in as logits, as Zhai 2022's code does."""
     if double_softmax:
         logits = jax.nn.softmax(logits)
@@ -17,15 +28,25 @@ def cross_entropy(logits, labels, *, weights=None, double_softmax: bool = False)
     return -(weights * picked).sum() / weights.sum()
 
 
-def candidate_weights(labels, hu, *, calcium: float, bright: float, rest: float, bright_hu: float = 107.0):
+def candidate_weights(
+    labels: Integer[ArrayLike, "*batch"],
+    hu: Real[ArrayLike, "*batch"],
+    *,
+    calcium: float,
+    bright: float,
+    rest: float,
+    bright_hu: float = 107.0,
+) -> Float[Array, "*batch"]:
     """Pixel weights for training on whole maps: calcium, other voxels near or above the threshold, the rest."""
     return jnp.where(labels > 0, calcium, jnp.where(hu >= bright_hu, bright, rest))
 
 
-def soft_dice(probability, labels, *, smooth: float = 1.0):
-    """Dice overlap of each class, [classes]: (2 sum pg + smooth) / (sum p + sum g + smooth), sums over the whole batch (Bruns 2022).
+def soft_dice(
+    probability: Float[ArrayLike, "*batch classes"], labels: Integer[ArrayLike, "*batch"], *, smooth: float = 1.0
+) -> Float[Array, " classes"]:
+    """Dice overlap of each class: (2 sum pg + smooth) / (sum p + sum g + smooth), sums over the whole batch (Bruns 2022).
 
-    probability: [..., classes]; labels: integers [...]. Not squared; a class that is nowhere has an overlap near 1 if it is not predicted.
+    Not squared; a class that is nowhere has an overlap near 1 if it is not predicted.
     """
     axes = tuple(range(labels.ndim))
     real = jax.nn.one_hot(labels, probability.shape[-1], dtype=probability.dtype)
@@ -33,10 +54,12 @@ def soft_dice(probability, labels, *, smooth: float = 1.0):
     return (2 * shared + smooth) / (sizes + smooth)
 
 
-def gradient_penalty(value, source, target, key):
+def gradient_penalty(
+    value: Callable, source: Float[ArrayLike, " n *sample"], target: Float[ArrayLike, " n *sample"], key: PRNGKeyArray
+) -> Float[Array, ""]:
     """Mean of (|gradient| - 1)^2 of `value` at random points between pairs of samples (Gulrajani 2017, equation 3).
 
-    value: [n, ...] -> [n], each sample's from that sample alone; source, target: [n, ...].
+    value: [n, ...] -> [n], each sample's from that sample alone.
     """
     share = jax.random.uniform(key, (len(source), *[1] * (source.ndim - 1)), source.dtype)
     slope = jax.grad(lambda x: value(x).sum())(share * source + (1 - share) * target)
@@ -44,18 +67,20 @@ def gradient_penalty(value, source, target, key):
     return jnp.square(length - 1).mean()
 
 
-def critic_loss(source_values, target_values):
+def critic_loss(source_values: Float[ArrayLike, " s"], target_values: Float[ArrayLike, " t"]) -> Float[Array, ""]:
     """What the critic minimises: minus the Wasserstein gap E_source - E_target (Zhai 2022, equation 1, sign of the code)."""
     return target_values.mean() - source_values.mean()
 
 
-def told_apart(source_values, target_values):
+def told_apart(source_values: Float[ArrayLike, " s"], target_values: Float[ArrayLike, " t"]) -> Float[Array, ""]:
     """Share of pairs of a source and a target sample that a critic orders rightly (the area under its ROC curve); confused: .5."""
     return (jnp.sign(source_values[:, None] - target_values).mean() + 1) / 2
 
 
-def maximum_mean_discrepancy(source, target, *, kernels: int = 5, factor: float = 2.0):
-    """Biased estimate with a sum of Gaussian kernels between rows [n, k] and [n, k]; the bandwidth follows the batch.
+def maximum_mean_discrepancy(
+    source: Float[ArrayLike, "m k"], target: Float[ArrayLike, "n k"], *, kernels: int = 5, factor: float = 2.0
+) -> Float[Array, ""]:
+    """Biased estimate with a sum of Gaussian kernels between rows; the bandwidth follows the batch.
 
     Identical rows throughout give 0 (the published code divides by zero there).
     """

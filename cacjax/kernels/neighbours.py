@@ -4,10 +4,13 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Int32
 
 from cacjax.kernels import union_find
 from cacjax.kernels.bits import bisect, popcount, take, up_to
-from cacjax.kernels.runs import Runs, in_chunks, is_small, kept, runs_before, split, starts_of
+from cacjax.kernels.runs import Mask, Runs, in_chunks, is_small, kept, runs_before, split, starts_of
+from cacjax.kernels.shapes import Shape
 
 CONNECTIVITY = (4, 8, 6, 18, 26)
 # Rows around a run, (z, y): those that share a face with its own; and those across a corner, with the places of the two of the
@@ -16,8 +19,8 @@ _FACES = ((0, -1), (0, 1), (-1, 0), (1, 0))
 _CORNERS = ((-1, -1, 2, 0), (-1, 1, 1, 2), (1, 1, 3, 1), (1, -1, 0, 3))
 
 
-def components(runs, mask, shape, *, connectivity):
-    """Dense component numbers from 1 in raster order, int32 [capacity] (0 where not in use), and how many there are."""
+def components(runs: Runs, mask: Mask, shape: Shape, *, connectivity: int) -> tuple[Int32[Array, " capacity"], Int32[Array, ""]]:
+    """Dense component numbers from 1 in raster order (0 where not in use), and how many there are."""
     if connectivity not in CONNECTIVITY:
         raise ValueError(f"connectivity must be one of {CONNECTIVITY}, got {connectivity!r}")
     node = jnp.arange(runs.word.shape[0], dtype=jnp.int32)

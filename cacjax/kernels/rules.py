@@ -162,6 +162,14 @@ def at_kvp(rule, kvp):
     raise ValueError(f"kvp must be one of {known} for this rule ({rule.source}), got {kvp}")
 
 
+def for_voltage(rule, kvp):
+    """(rule for this tube voltage, notes): a voltage that the rule's source does not name leaves it as it is, and is noted."""
+    try:
+        return at_kvp(rule, kvp), []
+    except ValueError as error:
+        return rule, [f"limits of {rule.kvp:g} kV used: {error}"]
+
+
 def at_threshold(rule, threshold_hu):
     """The rule with another threshold, as contrast-enhanced scans need; limits stay."""
     return rule._replace(threshold_hu=float(threshold_hu))

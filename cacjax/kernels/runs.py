@@ -12,14 +12,17 @@ What is a chain of dependent steps (running maxima, joining) is one scalar loop 
 (`lax.platform_dependent`). Counts are int32: at most 2^31 - 1 voxels.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Bool, Int32, Integer, Shaped, UInt32
 
 from cacjax.kernels.bits import WORD, bisect, pack, popcount, running_max, select, sum_before, take, unpack, up_to
+from cacjax.kernels.shapes import Shape
 
 BUCKETS = (1 << 12, 1 << 16, 1 << 20, 1 << 22)
 GROUP, KEPT, _AT_ONCE = 32, 512, 32  # rows kept or left out together; such groups that a sparse mask may fill; packed at once
@@ -29,40 +32,40 @@ _SPARSE = 64  # a branch is small where it has this many words of the mask a run
 
 
 class Mask(NamedTuple):
-    """A packed mask: `words` uint32 [rows, words], runs before each row (`heads`, [rows]), their number `n`.
+    """A packed mask: its words, runs before each row (`heads`), their number `n`.
 
     starts: first bits of runs where they are not simply those of the ones in each word (see `find`), else None.
-    group: None where the rows are those of the volume, z*y. Else the groups of `GROUP` rows that are kept, ascending, int32 [KEPT + 1];
+    group: None where the rows are those of the volume, z*y. Else the groups of `GROUP` rows that are kept, ascending;
     slot: the place of every group of the volume among them, that of an empty one (KEPT) where it is not kept.
     """
 
-    words: jax.Array
-    starts: jax.Array | None
-    heads: jax.Array
-    n: jax.Array
-    group: jax.Array | None = None
-    slot: jax.Array | None = None
+    words: UInt32[Array, "rows words"]
+    starts: UInt32[Array, "rows words"] | None
+    heads: Int32[Array, " rows"]
+    n: Int32[Array, ""]
+    group: Int32[Array, " kept"] | None = None
+    slot: Int32[Array, " groups"] | None = None
 
 
 class Runs(NamedTuple):
-    """Runs in raster order, [capacity] each: flat index of the word, first and last bit in it, and whether the slot is in use."""
+    """Runs in raster order: flat index of the word, first and last bit in it, and whether the slot is in use."""
 
-    word: jax.Array
-    start: jax.Array
-    stop: jax.Array
-    valid: jax.Array
+    word: Int32[Array, " capacity"]
+    start: Int32[Array, " capacity"]
+    stop: Int32[Array, " capacity"]
+    valid: Bool[Array, " capacity"]
 
 
-def find(mask, breaks=None):
-    """The packed runs of a bool mask [z, y, x]; where `breaks` (same shape) is true a new run begins even inside a row of ones."""
+def find(mask: Bool[Array, "z y x"], breaks: Bool[Array, "z y x"] | None = None) -> Mask:
+    """The packed runs of a mask; where `breaks` is true a new run begins even inside a row of ones."""
     if mask.size >= 1 << 31:
         raise ValueError(f"mask must have fewer than 2^31 voxels, got {mask.shape}")
     width = -(-mask.shape[-1] // WORD)
     return index(pack(mask).reshape(-1, width), None if breaks is None else pack(breaks).reshape(-1, width))
 
 
-def over(mask, work, *, breaks=None, buckets=BUCKETS):
-    """`work(runs, packed)` on the runs of a bool mask [z, y, x] and its `Mask`, in the smallest bucket that holds them; breaks: see
+def over(mask: Bool[Array, "z y x"], work: Callable, *, breaks: Bool[Array, "z y x"] | None = None, buckets: tuple = BUCKETS):
+    """`work(runs, packed)` on the runs of a mask and its `Mask`, in the smallest bucket that holds them; breaks: see
     `find`. On a CPU the rows of a mask of which few hold a voxel are read just once: there packing all is what takes the time."""
     shape = mask.shape[0] * mask.shape[1], -(-mask.shape[2] // WORD)
 
@@ -107,8 +110,8 @@ def _keep(mask, breaks, full):
     return Mask(words[0], starts, *_heads(totals, width), group, slot)
 
 
-def index(words, breaks=None):
-    """`find` on packed words [rows, words] and breaks of the same shape."""
+def index(words: UInt32[Array, "rows words"], breaks: UInt32[Array, "rows words"] | None = None) -> Mask:
+    """`find` on packed words and breaks."""
     words = lax.optimization_barrier(words)
     starts = None if breaks is None else lax.optimization_barrier(_first_bits(words, breaks))
     totals = popcount(_first_bits(words) if starts is None else starts).sum(1, dtype=jnp.int32)
@@ -126,25 +129,25 @@ def _first_bits(words, breaks=None):
     return words & (apart if breaks is None else apart | breaks)
 
 
-def starts_of(mask, word=None):
+def starts_of(mask: Mask, word: Int32[Array, "..."] | None = None) -> UInt32[Array, "..."]:
     """First bits of runs: of all words, or of those at flat indices."""
     every = mask.words if mask.starts is None else mask.starts
     some = every if word is None else take(every.ravel(), word)
     return _first_bits(some) if mask.starts is None else some
 
 
-def capacities(shape, buckets=BUCKETS):
+def capacities(shape: tuple[int, int], buckets: tuple = BUCKETS) -> tuple[int, ...]:
     """Bucket sizes for a packed mask of this [rows, words] shape; the last holds every possible mask. Whole chunks."""
     bound = shape[0] * shape[1] * WORD // 2
     return tuple(map(whole_chunks, [b for b in sorted(buckets) if b < bound] + [bound]))
 
 
-def whole_chunks(n):
+def whole_chunks(n: int) -> int:
     """A capacity of at least n: beyond one chunk, whole chunks."""
     return n if n <= CHUNK else -(-n // CHUNK) * CHUNK
 
 
-def in_bucket(work, mask, sizes=None):
+def in_bucket(work: Callable, mask: Mask, sizes: tuple[int, ...] | None = None):
     """`work(runs)` on the runs of a `Mask`, in the smallest bucket that holds them; its results must not depend on the capacity.
 
     sizes: ascending, default `capacities`. Where the largest does not hold all runs the results are zeros: compare `mask.n`.
@@ -156,8 +159,8 @@ def in_bucket(work, mask, sizes=None):
     return lax.switch(index, [*branches, lambda: jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), nothing)])
 
 
-def in_chunks(work, *arrays, n=None):
-    """`work(*arrays)` on arrays [capacity, ..], a chunk at a time; a tree of arrays [capacity, ..].
+def in_chunks(work: Callable, *arrays: Shaped[Array, "capacity ..."], n: Int32[Array, ""] | None = None):
+    """`work(*arrays)` on arrays, a chunk at a time; a tree of arrays [capacity, ..].
 
     n: how many slots are in use (default all); chunks beyond are not worked on and come out as zeros.
     """
@@ -173,8 +176,8 @@ def in_chunks(work, *arrays, n=None):
     return _over_chunks(step, empty, arrays, n)
 
 
-def fold_chunks(step, carry, *arrays, n=None):
-    """`carry = step(carry, *arrays)` over arrays [capacity, ..], a chunk at a time; chunks beyond slot n are left out."""
+def fold_chunks(step: Callable, carry, *arrays: Shaped[Array, "capacity ..."], n: Int32[Array, ""] | None = None):
+    """`carry = step(carry, *arrays)` over arrays, a chunk at a time; chunks beyond slot n are left out."""
     if _chunk(arrays[0].shape[0]) == arrays[0].shape[0]:
         return step(carry, *arrays)
     return _over_chunks(lambda state, start, *parts: step(state, *parts), carry, arrays, n)
@@ -198,7 +201,7 @@ def _chunk(capacity):
     return part if jax.default_backend() == "cpu" and capacity % part == 0 else capacity
 
 
-def kept(mask, word):
+def kept(mask: Mask, word: Int32[Array, "*shape"]) -> Int32[Array, "*shape"]:
     """Where in `mask.words` words of the volume lie, by their flat index."""
     return word if mask.slot is None else _regrouped(mask.slot, word, mask.words.shape[1])
 
@@ -214,19 +217,19 @@ def _regrouped(places, word, width):
     return ((take(places, group).astype(jnp.uint32) * GROUP + within) * width + column).astype(jnp.int32)
 
 
-def split(at, size):
-    """Quotient and remainder of whole numbers from 0 up, uint32: without the sign they are shifts where size is a power of two."""
+def split(at: Integer[Array, "*shape"], size: int) -> tuple[UInt32[Array, "*shape"], UInt32[Array, "*shape"]]:
+    """Quotient and remainder of whole numbers from 0 up: without the sign they are shifts where size is a power of two."""
     at = at.astype(jnp.uint32)
     return at // size, at % size
 
 
-def is_small(mask, capacity):
+def is_small(mask: Mask, capacity: int) -> bool:
     """Whether a branch for this many runs does without a pass over all words of the mask."""
     return capacity * _SPARSE <= mask.words.size and mask.words.shape[1] <= _SPARSE
 
 
-def runs_before(mask):
-    """Runs before each word, int32 [words]: one pass over the mask, for large branches."""
+def runs_before(mask: Mask) -> Int32[Array, " words"]:
+    """Runs before each word: one pass over the mask, for large branches."""
     return lax.optimization_barrier(sum_before(popcount(starts_of(mask).ravel()), most=WORD))
 
 
@@ -273,21 +276,21 @@ def _locate(mask, node, word, rank):
     return word, start, start + popcount((stops & (~stops + 1)) - 1) * valid, valid
 
 
-def place(runs, shape):
-    """(z, y, x) of the first voxel of each run in a volume of this shape, int32 [capacity]."""
+def place(runs: Runs, shape: Shape) -> tuple[Int32[Array, " n"], Int32[Array, " n"], Int32[Array, " n"]]:
+    """(z, y, x) of the first voxel of each run in a volume of this shape."""
     row, column = split(runs.word, -(-shape[2] // WORD))
     z, y, x = *split(row, shape[1]), column * WORD
     return z.astype(jnp.int32), y.astype(jnp.int32), x.astype(jnp.int32) + runs.start
 
 
-def bits(runs):
-    """The ones of each run inside its word, uint32; 0 where the slot is not in use."""
+def bits(runs: Runs) -> UInt32[Array, " n"]:
+    """The ones of each run inside its word; 0 where the slot is not in use."""
     ones = up_to(runs.stop) & ~((jnp.uint32(1) << runs.start.astype(jnp.uint32)) - 1)
     return jnp.where(runs.valid, ones, jnp.uint32(0))
 
 
-def paint(values, runs, mask, *, shape):
-    """A volume [z, y, x] with `values` [capacity] on the voxels of each run and 0 elsewhere; the dtype of `values`."""
+def paint(values: Shaped[Array, " n"], runs: Runs, mask: Mask, *, shape: Shape) -> Shaped[Array, "{shape[0]} {shape[1]} {shape[2]}"]:
+    """A volume with `values` on the voxels of each run and 0 elsewhere; the dtype of `values`."""
     words = shape[0] * shape[1] * mask.words.shape[1]
     if values.shape[0] < words:
         on = (bits(runs)[:, None] >> jnp.arange(WORD, dtype=jnp.uint32)) & 1 == 1

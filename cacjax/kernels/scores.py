@@ -10,57 +10,60 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, Integer, Real
 
+from cacjax.classes import ARTERIES, CLASSES, CORONARY
 from cacjax.kernels import lesions, neighbours, rules, runs
-
-CLASSES = ("background", "LAD", "LCX", "RCA", "TAC", "AV", "MV")
-CORONARY = (1, 2, 3)
+from cacjax.kernels.shapes import HU, Labels, Mask, Scalar, Spacing
 
 
 class Totals(NamedTuple):
-    """Whole numbers by region, [k]: `weighted_px` (pixels times weight), `voxels`, `hu` [k, 4] (digits of the sum of HU in units of
+    """Whole numbers by region: `weighted_px` (pixels times weight), `voxels`, `hu` (digits of the sum of HU in units of
     1/1024 HU), `whole` (sum of the scores of components, each rounded), `components` and `n_lesions` (3D, 26-connected under 2D
     rules) that count. `runs` is the number of runs of candidates; where `overflow` is true it is beyond the capacity and the
     others are 0."""
 
-    weighted_px: jax.Array
-    voxels: jax.Array
-    hu: jax.Array
-    whole: jax.Array
-    components: jax.Array
-    n_lesions: jax.Array
-    runs: jax.Array
-    overflow: jax.Array
+    weighted_px: Int32[Array, " k"]
+    voxels: Int32[Array, " k"]
+    hu: Int32[Array, "k 4"]
+    whole: Int32[Array, " k"]
+    components: Int32[Array, " k"]
+    n_lesions: Int32[Array, " k"]
+    runs: Int32[Array, ""]
+    overflow: Bool[Array, ""]
 
 
 class Numbers(NamedTuple):
     """What a rule comes to on one scan, plain numbers, so that they can be arguments of a compiled program.
 
     threshold_hu: candidates are >= this. least: voxels of a component that counts. limits, floor_weight: see `weights`. unit:
-    Agatston units of a pixel of weight 1, float32, only used to round the scores of components. steps: totals from which on each
+    Agatston units of a pixel of weight 1, only used to round the scores of components. steps: totals from which on each
     risk category begins, but the first: weighted pixels, or `whole` for a rule of whole lesions.
     """
 
-    threshold_hu: np.ndarray
-    least: np.ndarray
-    limits: np.ndarray
-    floor_weight: np.ndarray
-    unit: np.ndarray
-    steps: np.ndarray
+    threshold_hu: Float32[ArrayLike, ""]
+    least: Int32[ArrayLike, ""]
+    limits: Float32[ArrayLike, " 4"]
+    floor_weight: Int32[ArrayLike, ""]
+    unit: Float32[ArrayLike, ""]
+    steps: Int32[ArrayLike, " steps"]
 
 
 class Scores(NamedTuple):
-    """Scores by row, float64 [k] (n_lesions int64): Agatston units, mm3, mg (nan without a mass factor), lesions in 3D."""
+    """Scores by row: Agatston units, mm3, mg (nan without a mass factor), lesions in 3D."""
 
     names: tuple
-    agatston: np.ndarray
-    volume_mm3: np.ndarray
-    mass_mg: np.ndarray
-    n_lesions: np.ndarray
+    agatston: Float64[np.ndarray, " k"]
+    volume_mm3: Float64[np.ndarray, " k"]
+    mass_mg: Float64[np.ndarray, " k"]
+    n_lesions: Int64[np.ndarray, " k"]
 
 
-def score(arteries, hu, spacing_mm, rule="default", **options):
+def score(
+    arteries: Labels | Mask, hu: Real[ArrayLike, "_ _ _"], spacing_mm: Spacing, rule: str | rules.Rule = "default", **options
+) -> Scores:
     """Scores of LAD, LCX, RCA, TAC, AV, MV and CAC (= LAD + LCX + RCA) under a rule (name or record); of CAC alone for a bool mask.
 
     arteries: classes 0..6. Every class is scored for itself: where two touch they are two lesions. Options as `score_regions`.
@@ -68,21 +71,21 @@ def score(arteries, hu, spacing_mm, rule="default", **options):
     arteries = jnp.asarray(arteries)
     if arteries.dtype == bool:
         return score_regions(arteries.astype(jnp.uint8), hu, spacing_mm, rule, n_regions=1, **options)._replace(names=("CAC",))
-    return by_artery(score_regions(arteries, hu, spacing_mm, rule, n_regions=len(CLASSES) - 1, **options))
+    return by_artery(score_regions(arteries, hu, spacing_mm, rule, n_regions=len(ARTERIES), **options))
 
 
 def score_regions(
-    regions,
-    hu,
-    spacing_mm,
-    rule="default",
+    regions: Labels,
+    hu: Real[ArrayLike, "_ _ _"],
+    spacing_mm: Spacing,
+    rule: str | rules.Rule = "default",
     *,
-    n_regions=None,
-    mass_factor=None,
-    kvp=None,
-    threshold_hu=None,
-    slice_thickness_mm=None,
-):
+    n_regions: int | None = None,
+    mass_factor: Scalar | None = None,
+    kvp: Scalar | None = None,
+    threshold_hu: Scalar | None = None,
+    slice_thickness_mm: Scalar | None = None,
+) -> Scores:
     """Scores of regions 1..n_regions (default: the largest label), one row each; candidates are cut at the region's edge.
 
     dz of spacing_mm is the slice increment, never the SliceThickness tag. mass_factor: mg hydroxyapatite per cm3 and HU. kvp:
@@ -105,7 +108,7 @@ def score_regions(
     return from_totals(found, spacing_mm, rule, unit, mass_factor=mass_factor)
 
 
-def from_totals(found, spacing_mm, rule, unit, *, mass_factor=None):
+def from_totals(found: Totals, spacing_mm: Spacing, rule: rules.Rule, unit: Scalar, *, mass_factor: Scalar | None = None) -> Scores:
     """`Scores` of regions from `Totals` on the host."""
     voxel_mm3 = float(np.prod(np.asarray(spacing_mm, np.float64)))
     agatston = found.whole.astype(np.float64) if rule.whole_lesions else found.weighted_px * float(unit)
@@ -115,13 +118,25 @@ def from_totals(found, spacing_mm, rule, unit, *, mass_factor=None):
     return Scores(names, agatston, found.voxels * voxel_mm3, mass_mg, found.n_lesions.astype(np.int64))
 
 
-def by_artery(each):
-    """Scores of regions 1..6 under the names of the classes, and their sum over the coronary arteries as CAC."""
-    coronary = np.array(CORONARY) - 1
-    return Scores((*CLASSES[1:], "CAC"), *(np.append(field, field[coronary].sum()) for field in each[1:]))
+def by_artery(each: Scores, classes: tuple[int, ...] = ARTERIES) -> Scores:
+    """Scores of regions 1, 2, .., which are `classes`, under the names of these, and their sum over the coronary ones as CAC."""
+    named = [i for i, number in enumerate(classes) if CLASSES[number] != "CAC"]
+    names = (*(CLASSES[classes[i]] for i in named), "CAC")
+    return Scores(names, *(np.append(field[named], field[_coronary(classes)].sum()) for field in each[1:]))
 
 
-def numbers(rule, spacing_mm, unit, *, scheme="default"):
+def volume_sum(digits: Int32[ArrayLike, "k 4"], spacing_mm: Spacing, classes: tuple[int, ...] = ARTERIES) -> Float64[np.ndarray, " rows"]:
+    """HU x mm³, float64, in the rows of `by_artery`, of digits [k, 4] of the sum of HU as `Totals` has them."""
+    value = lesions.undigits(digits) * lesions.HU_UNIT * float(np.prod(np.asarray(spacing_mm, np.float64)))
+    named = [i for i, number in enumerate(classes) if CLASSES[number] != "CAC"]
+    return np.append(value[named], value[_coronary(classes)].sum())
+
+
+def _coronary(classes):
+    return np.array([i for i, number in enumerate(classes) if number in CORONARY], int)
+
+
+def numbers(rule: rules.Rule, spacing_mm: Spacing, unit: Scalar, *, scheme: str = "default") -> Numbers:
     """The `Numbers` of a rule record at this spacing; unit: `rules.pixel_score` of both."""
     threshold = np.float32(-np.inf if rule.threshold_hu is None else rule.threshold_hu)
     if rule.strict:
@@ -138,14 +153,16 @@ def _first_totals(scheme, unit):
     return np.clip(near[np.arange(len(near)), reached.argmax(1)], 0, 2**31 - 1).astype(np.int32)
 
 
-def risk(found, numbers, *, whole_lesions=False):
-    """Risk category of coronary calcium, int32, from `Totals` of the six classes on the device."""
+def risk(found: Totals, numbers: Numbers, *, classes: tuple[int, ...] = ARTERIES, whole_lesions: bool = False) -> Int32[Array, ""]:
+    """Risk category of coronary calcium, from `Totals` of regions that are `classes` on the device."""
     totals = found.whole if whole_lesions else found.weighted_px
-    return (totals[np.array(CORONARY) - 1].sum() >= numbers.steps).sum(dtype=jnp.int32)
+    return (totals[_coronary(classes)].sum() >= numbers.steps).sum(dtype=jnp.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("n_regions", "connectivity", "peak", "buckets"))
-def count(regions, hu, numbers, *, n_regions, connectivity, peak, buckets=runs.BUCKETS[:3]):
+def count(
+    regions: Labels, hu: HU, numbers: Numbers, *, n_regions: int, connectivity: int, peak: str, buckets: tuple = runs.BUCKETS[:3]
+) -> Totals:
     """`Totals` of regions 1..n_regions; only connectivity and the place of the peak make another program.
 
     buckets: capacities for runs of candidates, beyond `runs.CHUNK` multiples of it; check `overflow`.
@@ -189,7 +206,9 @@ def count(regions, hu, numbers, *, n_regions, connectivity, peak, buckets=runs.B
     return Totals(*runs.in_bucket(work, packed, sizes), packed.n, packed.n > sizes[-1])
 
 
-def weights(peak_hu, limits, floor_weight=0):
+def weights(
+    peak_hu: Float[ArrayLike, "*shape"], limits: tuple | Float[ArrayLike, " 4"], floor_weight: Integer[ArrayLike, ""] = 0
+) -> Int32[Array, "*shape"]:
     """Density weight 0..4 of a peak: how many of the four limits it reaches, at least floor_weight."""
     reached = (peak_hu[..., None] >= jnp.asarray(limits, jnp.float32)).sum(-1, dtype=jnp.int32)
     return jnp.maximum(reached, floor_weight)
@@ -226,8 +245,8 @@ def _parts(component, z):
     return jnp.where(component > 0, group - (sorted_component[0] == 0), 0)
 
 
-def of_lesions(table, spacing_mm, rule="default", **options):
-    """Agatston units of each row of a `lesions.Lesions` table, float64 [capacity] (host), each slice weighted by its own peak.
+def of_lesions(table: lesions.Lesions, spacing_mm: Spacing, rule: str | rules.Rule = "default", **options) -> Float64[np.ndarray, " rows"]:
+    """Agatston units of each row of a table (host), each slice weighted by its own peak.
 
     They add up to the total of a 3D rule; a rule that drops small components keeps less. Options as `rules.pixel_score`.
     """
@@ -242,8 +261,8 @@ def of_lesions(table, spacing_mm, rule="default", **options):
 class Scheme(NamedTuple):
     """Risk categories: `names` in ascending order; a score > limits[i] (>= where `closed`) is in category i + 1 or above."""
 
-    names: tuple
-    limits: tuple
+    names: tuple[str, ...]
+    limits: tuple[float, ...]
     closed: bool = False
 
 
@@ -259,7 +278,9 @@ SCHEMES = {
 }
 
 
-def category(agatston, *, scheme="default", round_first=False):
+def category(
+    agatston: Real[ArrayLike, "..."] | list, *, scheme: str | Scheme = "default", round_first: bool = False
+) -> int | Integer[np.ndarray, "..."]:
     """Number of the risk category, 0 upwards, of a score or an array of scores; `scheme` (name or record) has the words.
 
     Scores are not rounded: 0.7 is calcium and so not in "0"; 10.5 is above 10. round_first rounds as integer reports do.

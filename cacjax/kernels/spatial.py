@@ -9,32 +9,42 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
+from jax.typing import ArrayLike
+from jaxtyping import Bool, Float32, Int32, Integer, Real, Shaped
 
 from cacjax.kernels import runs
+from cacjax.kernels.shapes import HU, Mask, Scalar, Shape, Spacing, Volume
 
 NOWHERE = np.iinfo(np.int32).max
 _REACH = 24  # (2 - sqrt 3)^24 = 2e-14: how far a sample reaches into cubic spline coefficients
 
 
 class Axis(NamedTuple):
-    """How one axis is sampled, a row per sample: the voxel at or before it, and weights of voxels [rows, taps].
+    """How one axis is sampled, a row per sample: the voxel at or before it, and weights of voxels.
 
     No weights: the voxel itself. 2: it and the next. 4: cubic B-spline over its neighbours from the one before it, applied to
     spline coefficients, whose edges lie at 0 and `size` - 1. Arrays may be longer than the grid that they were planned for.
     """
 
-    first: np.ndarray
-    weight: np.ndarray | None
-    size: np.ndarray | int
+    first: Int32[ArrayLike, " rows"]
+    weight: Float32[ArrayLike, "rows taps"] | None
+    size: Integer[ArrayLike, ""]
 
 
-def zoomed_shape(shape, spacing_mm, new_spacing_mm):
+Axes = tuple[Axis, Axis, Axis]
+Affine = Real[ArrayLike, "4 4"]
+Start = tuple[int, int, int]
+
+
+def zoomed_shape(shape: Shape, spacing_mm: Spacing, new_spacing_mm: Spacing) -> tuple[int, int, int]:
     """Shape of a volume at another spacing, as `scipy.ndimage.zoom` rounds it, at least 1 a side."""
     return tuple(max(1, round(n * (old / new))) for n, old, new in zip(shape, spacing_mm, new_spacing_mm, strict=True))
 
 
-def resample(volume, spacing_mm, new_spacing_mm, *, order=1, shape=None):
+def resample(
+    volume: Volume, spacing_mm: Spacing, new_spacing_mm: Spacing, *, order: int = 1, shape: Shape | None = None
+) -> tuple[Shaped[Array, "_ _ _"], tuple[float, float, float]]:
     """A volume at another spacing: (volume, its true spacing), as `scipy.ndimage.zoom(mode="nearest")` does it.
 
     First and last sample centres of both grids coincide, so the true spacing, (n - 1) / (m - 1) of the old, is near the asked one.
@@ -48,7 +58,9 @@ def resample(volume, spacing_mm, new_spacing_mm, *, order=1, shape=None):
     return sample(volume, axes), true
 
 
-def plan(shape, new_shape, spacing_mm, new_spacing_mm, *, order):
+def plan(
+    shape: Shape, new_shape: Shape, spacing_mm: Spacing, new_spacing_mm: Spacing, *, order: int
+) -> tuple[Axes, tuple[float, float, float]]:
     """What `sample` needs to bring a grid to another of the same extent (see `resample`): (an `Axis` each, true spacing in mm)."""
     steps = [(n - 1) / (m - 1) if m > 1 else 1.0 for n, m in zip(shape, new_shape, strict=True)]
     positions = [np.arange(m, dtype=np.float64) * step for m, step in zip(new_shape, steps, strict=True)]
@@ -56,7 +68,7 @@ def plan(shape, new_shape, spacing_mm, new_spacing_mm, *, order):
     return _plan(positions, shape, order), tuple(float(s) for s in true)
 
 
-def lengthen(axes, shape):
+def lengthen(axes: Axes, shape: Shape) -> Axes:
     """A plan with `shape` rows, so that grids of like size share one compiled `sample`: what the rows added give means nothing."""
 
     def one(axis, size):
@@ -68,8 +80,10 @@ def lengthen(axes, shape):
     return tuple(one(axis, size) for axis, size in zip(axes, shape, strict=True))
 
 
-def resample_to(volume, affine, to_affine, to_shape, *, order=1, outside=None):
-    """A volume on another grid whose axes run along the same lines (affines [4, 4] in array order, mm), float32.
+def resample_to(
+    volume: Volume, affine: Affine, to_affine: Affine, to_shape: Shape, *, order: int = 1, outside: Scalar | None = None
+) -> Shaped[Array, "_ _ _"]:
+    """A volume on another grid whose axes run along the same lines (affines in array order, mm), as `sample` gives it.
 
     Sample positions beyond the outer voxel centres by more than half a voxel become `outside`, by default the nearest edge.
     Raises ValueError if the grids are turned against each other.
@@ -110,7 +124,7 @@ def _cubic(position, size):
 
 
 @jax.jit
-def sample(volume, axes):
+def sample(volume: Volume, axes: Axes) -> Shaped[Array, "_ _ _"]:
     """A volume sampled along each axis as planned; float32, but the volume's own type where all axes are nearest."""
     if any(axis.weight is not None for axis in axes):
         volume = volume.astype(jnp.float32)
@@ -151,11 +165,8 @@ def _apply_matrix(volume, matrix, dim):
     return lax.map(lambda image: dot(matrix, image) if dim == 1 else dot(image, matrix.T), volume)
 
 
-def touched(mask, axes, shape):
-    """Voxels of a volume of `shape` that the wanted results of a nearest-neighbour plan read, bool: the transpose of `sample`.
-
-    mask: results that are wanted, bool [z, y, x].
-    """
+def touched(mask: Bool[Array, "z y x"], axes: Axes, shape: Shape) -> Bool[Array, "{shape[0]} {shape[1]} {shape[2]}"]:
+    """Voxels of a volume of `shape` that the wanted results (`mask`) of a nearest-neighbour plan read: the transpose of `sample`."""
     words = runs.pack(mask)
     for dim in range(2):
         words = _join(words, axes[dim].first, shape[dim], dim)
@@ -174,8 +185,10 @@ def _join(values, first, size, dim):
     return lax.fori_loop(0, (high - low).max(), add, jnp.zeros(shape, values.dtype))
 
 
-def slab_average(volume, step_mm, *, thickness_mm=None, slab_mm=3.0, slab_step_mm=1.5):
-    """Slabs along z as means of the slices in them, weighted by overlap: (float32 volume, z of its first centre in mm).
+def slab_average(
+    volume: HU, step_mm: Scalar, *, thickness_mm: Scalar | None = None, slab_mm: Scalar = 3.0, slab_step_mm: Scalar = 1.5
+) -> tuple[Float32[Array, "slabs y x"], Scalar]:
+    """Slabs along z as means of the slices in them, weighted by overlap: (volume, z of its first centre in mm).
 
     step_mm: increment of the slices; thickness_mm: theirs (default: the increment). Slabs begin where the first slice begins, and
     none reaches past the last; z counts from the centre of the first slice. Raises ValueError if the scan is thinner than a slab.
@@ -192,7 +205,9 @@ def slab_average(volume, step_mm, *, thickness_mm=None, slab_mm=3.0, slab_step_m
     return _apply_matrix(volume.astype(jnp.float32), weight, 0), (slab_mm - thickness_mm) / 2
 
 
-def fit(volume, shape, *, fill, start=None):
+def fit(
+    volume: Volume, shape: Shape, *, fill: Scalar, start: Shape | None = None
+) -> tuple[Shaped[Array, "{shape[0]} {shape[1]} {shape[2]}"], Start]:
     """Cut or pad to a shape: (volume, start), where voxel 0 of the result is voxel `start` of the input (negative where padded).
 
     start: default centred. `fit(result, volume.shape, fill=fill, start=negated start)` goes back.
@@ -203,13 +218,13 @@ def fit(volume, shape, *, fill, start=None):
 
 
 class Ball(NamedTuple):
-    """A ball in voxels: its rows along x as int32 (half width, dz, dy) each, and how far these reach (one more than the width)."""
+    """A ball in voxels: its rows along x as (half width, dz, dy) each, and how far these reach (one more than the width)."""
 
-    rows: np.ndarray
-    reach: tuple
+    rows: Int32[np.ndarray, "rows 3"]
+    reach: tuple[int, int, int]
 
 
-def ball(radius_mm, spacing_mm, shape, *, step=1):
+def ball(radius_mm: Scalar, spacing_mm: Spacing, shape: Shape, *, step: int = 1) -> Ball:
     """The `Ball` of voxels whose centre is within radius_mm, as far as a volume of `shape` can tell.
 
     step: reach and number of rows are rounded up to multiples of it, so that like balls share one compiled `spread`.
@@ -226,8 +241,8 @@ def ball(radius_mm, spacing_mm, shape, *, step=1):
     return Ball(rows, tuple(-(-r // step) * step for r in (reach[0], reach[1], int(width.max()) + 1)))
 
 
-def dilate(mask, radius_mm, spacing_mm):
-    """Bool mask of all voxels whose centre is within radius_mm of the centre of one of the mask's: a ball in mm.
+def dilate(mask: Mask, radius_mm: Scalar, spacing_mm: Spacing) -> Bool[Array, "z y x"]:
+    """Mask of all voxels whose centre is within radius_mm of the centre of one of the mask's: a ball in mm.
 
     Equals `scipy.ndimage.distance_transform_edt(~mask, spacing) <= radius_mm`; an empty mask stays empty.
     """
@@ -236,7 +251,7 @@ def dilate(mask, radius_mm, spacing_mm):
 
 
 @functools.partial(jax.jit, static_argnames=("reach",))
-def spread(mask, rows, *, reach):
+def spread(mask: Mask, rows: Int32[ArrayLike, "rows 3"], *, reach: tuple[int, int, int]) -> Bool[Array, "z y x"]:
     """`dilate` by a `Ball`: OR over its rows, on words of 32 voxels: the mask grown by 0, 1, .. voxels, shifted by (dz, dy)."""
     grown = [runs.pack(mask.astype(bool))]
     for _ in range(reach[2] - 1):

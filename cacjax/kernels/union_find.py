@@ -1,21 +1,25 @@
 """Union-find: dense numbers for the components of a graph whose nodes stand in order, one variant for each kind of machine.
 
-parent int32 [capacity]: an earlier node that each node is known to belong to, or itself. edges: tuple of int32 [capacity], each the
-other end of an edge of every node (itself where there is none). n: nodes in use.
+parent: an earlier node that each node is known to belong to, or itself. edges: each the other end of an edge of every node (itself
+where there is none). n: nodes in use.
 """
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jaxtyping import Int32
 
 from cacjax.kernels.bits import running_sum
 
+Nodes = Int32[Array, " capacity"]
+Count = Int32[Array, ""]
 
-def number(parent, edges, n):
-    """Numbers of components from 1, by their first node, int32 [capacity] (0 beyond n), and how many there are."""
+
+def number(parent: Nodes, edges: tuple[Nodes, ...], n: Count) -> tuple[Nodes, Count]:
+    """Numbers of components from 1, by their first node (0 beyond n), and how many there are."""
     return lax.platform_dependent(parent, edges, n, cpu=number_serial, default=number_parallel)
 
 
-def number_serial(parent, edges, n):
+def number_serial(parent: Nodes, edges: tuple[Nodes, ...], n: Count) -> tuple[Nodes, Count]:
     """`number` on one thread in tight scalar loops (CPU): follow parents, hang the larger root under the smaller."""
 
     def get(values, at):
@@ -48,7 +52,7 @@ def number_serial(parent, edges, n):
     return number, count
 
 
-def number_parallel(parent, edges, n):
+def number_parallel(parent: Nodes, edges: tuple[Nodes, ...], n: Count) -> tuple[Nodes, Count]:
     """`number` in rounds (GPU, TPU): hook all edges at once by scatter-min, shorten all paths by pointer jumps, until nothing changes."""
 
     def sweep(state):

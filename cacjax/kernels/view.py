@@ -6,6 +6,11 @@ needs too, and no label. Scores, thresholds and region growing go on reading the
 """
 
 import numpy as np
+from jax import Array
+from jax.typing import ArrayLike
+from jaxtyping import Float32, Integer
+
+from cacjax.kernels.shapes import HU, Scalar
 
 NAMES = ("none", "contrast_removed")
 BLOOD_HU = 45.0  # unenhanced
@@ -13,7 +18,7 @@ ENHANCED_HU = 130.0  # a brighter aortic mean is contrast medium
 SLAB_MM = 3.0  # thickness of the slices that the source network saw
 
 
-def slab_weights(step_mm, slab_mm=SLAB_MM) -> tuple[float, ...]:
+def slab_weights(step_mm: Scalar, slab_mm: Scalar = SLAB_MM) -> tuple[float, ...]:
     """Weights of the neighbouring slices in a slab around each slice, by overlap; odd in number, (1.0,) for thick slices."""
     reach = int(np.ceil((slab_mm / step_mm - 1) / 2 - 1e-6)) if step_mm < slab_mm else 0
     edges = (np.arange(-reach, reach + 2) - 0.5) * step_mm
@@ -21,8 +26,10 @@ def slab_weights(step_mm, slab_mm=SLAB_MM) -> tuple[float, ...]:
     return tuple(float(w) for w in overlap / overlap.sum())
 
 
-def remove_contrast(hu, aorta_hu, weights, slices=None):
-    """The view of a scan, float32; numpy or JAX arrays alike. aorta_hu: mean of the ascending aorta; a scan that is not enhanced
+def remove_contrast(
+    hu: HU, aorta_hu: Scalar, weights: tuple[float, ...], slices: Integer[ArrayLike, ""] | None = None
+) -> Float32[Array | np.ndarray, "z y x"]:
+    """The view of a scan; numpy or JAX arrays alike. aorta_hu: mean of the ascending aorta; a scan that is not enhanced
     (below 130 HU, or NaN) stays as it is.
 
     0 to aorta_hu becomes 0 to 45 HU, darker stays, brighter moves down by aorta_hu - 45 HU. weights: see `slab_weights`. slices: how
