@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import inspect
+import itertools
 import pathlib
 import re
 import subprocess
@@ -14,14 +15,15 @@ import numpy as np
 import pytest
 
 import cacjax.phantom
-from cacjax.data import cohorts, folder, phantom, records
+from cacjax.data import cohorts, folder, folds, phantom, records
 from cacjax.data import loader as data
-from cacjax.data.sampling import StreamSpec
+from cacjax.data.sampling import Cut, StreamSpec
 from cacjax.files import manifest, scan
-from cacjax.kernels import spatial
+from cacjax.kernels import grids, spatial
 from cacjax.phantom.anatomy import sample_patient
 
 SHAPE, SPACING = (5, 9, 12), (1.5, 0.7, 0.66)
+COMMON = {"grid": {"kind": "spline", "spacing_mm": SPACING}, "labels": "classes", "folds": 0, "fold": 0}
 
 
 def fake_scan(protocol, seed, *, shape, spacing_mm):
@@ -41,11 +43,10 @@ def fake_scan(protocol, seed, *, shape, spacing_mm):
 def config(tmp_path, monkeypatch):
     monkeypatch.setitem(vars(cacjax.phantom), "make_scan", fake_scan)  # it is loaded when first asked for
     splits = {
-        "source_train": {"protocol": "cardiac,chest", "count": 3},
-        "target_train": {"protocol": "ccta", "count": 2},
+        "source_train": {"protocol": "cardiac,chest", "count": 3, "calcified": 0.0},
+        "target_train": {"protocol": "ccta", "count": 2, "calcified": 0.0},
     }
-    grid = {"shape": SHAPE, "spacing_mm": SPACING}
-    return {"kind": "phantom", "directory": str(tmp_path), "workers": 0, "seed": 7, "splits": splits, **grid}
+    return COMMON | {"kind": "phantom", "directory": str(tmp_path), "workers": 0, "seed": 7, "splits": splits, "shape": SHAPE}
 
 
 def test_digest_covers_what_decides_a_scan_and_nothing_else():
@@ -143,8 +144,8 @@ def test_splits_have_patients_of_their_own():
     [
         ({"kind": "fantom"}, "data.kind must be one of phantom, folder"),
         ({"splits": {}}, "data.splits is empty"),
-        ({"splits": {"source_train": {"protocol": "ct", "count": 1}}}, "expected protocols among chest"),
-        ({"splits": {"source_train": {"protocol": "ccta", "count": 0}}}, "a positive count"),
+        ({"splits": {"source_train": {"protocol": "ct", "count": 1, "calcified": 0.0}}}, "expected protocols among chest"),
+        ({"splits": {"source_train": {"protocol": "ccta", "count": 0, "calcified": 0.0}}}, "a positive count"),
         ({"splits": {"source_train": {"protocol": "ccta", "count": 1, "calcified": 2}}}, "a share of calcified patients"),
     ],
 )
@@ -162,7 +163,8 @@ def test_data_directory(monkeypatch, tmp_path):
 
 
 def test_the_loader_reads_a_prepared_cohort_with_threads(config):
-    spec = StreamSpec(("source_train",), (("calcium", 0.5), ("bright", 0.5)), patch=3, margin=2, scans_in_memory=2)
+    cut = Cut((1, 3, 3), (0, 2, 2), ("axial",))
+    spec = StreamSpec(("source_train",), cut, (("calcium", 0.5), ("bright", 0.5)), scans_in_memory=2)
     loader = data.make_loader(open_quietly(config), {"s": (spec._replace(swap_every=1), (2, 4))}, seed=0)
     with contextlib.closing(loader):
         batch = next(loader)["s"]
@@ -177,9 +179,8 @@ import cacjax.phantom
 cacjax.phantom.make_scan = fake_scan
 if __name__ == "__main__":
     from cacjax.data import cohorts
-    splits = {{"source_train": {{"protocol": "ccta", "count": 5}}}}
-    config = {{"kind": "phantom", "directory": sys.argv[1], "seed": 0, "splits": splits}}
-    config |= {{"shape": {SHAPE}, "spacing_mm": {SPACING}, "workers": 2}}
+    splits = {{"source_train": {{"protocol": "ccta", "count": 5, "calcified": 0.0}}}}
+    config = {COMMON} | {{"kind": "phantom", "directory": sys.argv[1], "seed": 0, "splits": splits, "shape": {SHAPE}, "workers": 2}}
     ids = [record["id"].decode() for record in cohorts.open(config)["source_train"]]
     assert ids == [f"source_train-{{i:04d}}" for i in range(5)], ids
     print("tensorflow" in sys.modules)
@@ -217,7 +218,7 @@ def scans(tmp_path):
     ]
     write_manifest(place, rows)
     config = {"kind": "folder", "directory": str(tmp_path / "data"), "workers": 0, "manifest": str(place)}
-    return types.SimpleNamespace(place=place, rows=rows, hu=hu, label=label, config=config | {"spacing_mm": SPACING})
+    return types.SimpleNamespace(place=place, rows=rows, hu=hu, label=label, config=COMMON | config)
 
 
 def write_manifest(place, rows):
@@ -267,17 +268,65 @@ def test_no_usable_row_is_an_error_that_names_the_manifest(scans):
         open_quietly(scans.config | {"manifest": str(scans.place / "nowhere")})
 
 
-def test_grid_keeps_the_outer_voxel_centres_and_turns_flipped_scans(scans):
-    image = scan.read(scans.place / "s0.nii.gz")
-    hu, mask, heart, affine = folder.to_grid(image, scans.label, None, (1.0, 0.5, 0.9), order=3)
-    np.testing.assert_allclose(hu, spatial.resample(image.hu, SPACING, (1.0, 0.5, 0.9), order=3)[0], atol=0.5)
-    assert hu.shape == mask.shape == (8, 13, 9) and heart is None and set(np.unique(mask)) <= set(range(7))
-    corner = np.array(SHAPE) - 1
-    np.testing.assert_allclose(affine @ [7, 12, 8, 1], image.affine @ [*corner, 1], atol=1e-6)
+@pytest.mark.parametrize("spacing_mm", [(1.0, 0.5, 0.9), (1.3, 0.94, 0.48)])
+def test_spline_grid_keeps_the_outer_voxel_centres_and_turns_flipped_scans(scans, spacing_mm):
+    """Bit for bit what `spatial.resample` makes, of labels too."""
+    image, grid = scan.read(scans.place / "s0.nii.gz"), {"kind": "spline", "spacing_mm": spacing_mm}
+    hu, mask, heart, affine = folder.to_grid(image, scans.label, None, grid)
+    old_mm = scan.spacing_mm(image.affine)
+    expected, true_mm = spatial.resample(image.hu, old_mm, spacing_mm, order=3)
+    np.testing.assert_array_equal(hu, expected)
+    np.testing.assert_array_equal(mask, spatial.resample(scans.label, old_mm, spacing_mm, order=0)[0])
+    np.testing.assert_allclose(scan.spacing_mm(affine), true_mm, rtol=1e-12)
+    assert hu.dtype == np.float32 and mask.dtype == np.uint8 and heart is None
+    corner, last = np.array(SHAPE) - 1, np.array(hu.shape) - 1
+    np.testing.assert_allclose(affine @ [*last, 1], image.affine @ [*corner, 1], atol=1e-6)
     flipped = image.affine @ np.array([[-1, 0, 0, corner[0]], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
-    turned = folder.to_grid(image._replace(hu=image.hu[::-1], affine=flipped), None, None, (1.0, 0.5, 0.9), order=3)
+    turned = folder.to_grid(image._replace(hu=image.hu[::-1], affine=flipped), None, None, grid)
     np.testing.assert_array_equal(turned[0], hu)
     np.testing.assert_allclose(turned[3], affine, atol=1e-9)
+
+
+@pytest.mark.parametrize("old_mm", [0.1, 0.7, 0.66, 0.9765625, 1.1, 2.9])
+def test_labels_halfway_between_two_voxels_fall_to_the_further_whatever_the_spacing(old_mm):
+    """10 voxels on 7: steps of 1.5 voxels, which is not 1.5 * spacing / spacing in floating point."""
+    hu = np.zeros((1, 1, 10), np.float32)
+    coarse, index = grids.resample(hu, (1.0, 1.0, old_mm), {"kind": "spline", "spacing_mm": (1.0, 1.0, old_mm * 10 / 7)})
+    labels = grids.nearest(np.arange(10, dtype=np.uint8)[None, None], index, coarse.shape)
+    np.testing.assert_array_equal(labels[0, 0], [0, 2, 3, 5, 6, 8, 9])
+
+
+def test_linear_grid_takes_means_of_whole_blocks():
+    """Two voxels of 1 mm in one of 2 mm, whose centre lies half a voxel further; labels are those of the voxel at it."""
+    affine = np.array([[0, 0, 1.0, 10], [0, 1, 0, 20], [1, 0, 0, 30], [0, 0, 0, 1]])
+    image = scan.Scan(np.array([0, 2, 4, 8], np.float32).reshape(1, 1, 4), affine, None, None)
+    label, heart = np.array([[[0, 1, 2, 3]]]), np.array([[[False, False, True, True]]])
+    hu, mask, inside, new = folder.to_grid(image, label, heart, {"kind": "linear", "spacing_mm": (1.0, 1.0, 2.0)})
+    np.testing.assert_array_equal(hu, [[[1, 6]]])
+    np.testing.assert_array_equal(mask, [[[1, 3]]])
+    np.testing.assert_array_equal(inside, [[[0, 1]]])
+    np.testing.assert_allclose(new @ [0, 0, 1, 1], [12.5, 20, 30, 1])
+
+
+@pytest.mark.parametrize("grid", [{"kind": "cubic"}, {"spacing_mm": (1.0, 0.0, 1.0)}, {"spacing_mm": (1.0, 1.0)}])
+def test_an_unusable_grid_is_named(scans, grid):
+    with pytest.raises(ValueError, match=r"data\.grid: expected a kind among spline, linear and three positive spacing_mm"):
+        open_quietly(scans.config | {"grid": COMMON["grid"] | grid})
+
+
+def test_a_cohort_in_folds_comes_in_two_parts_a_source_split(config, monkeypatch):
+    """Categories are worked out once; whoever tests a fold, its scans and the others are all of the split."""
+    whole, config = open_quietly(config), config | {"folds": 3}
+    parts = [open_quietly(config | {"fold": 0})]
+    monkeypatch.setattr(folds, "category", None)
+    parts += [open_quietly(config | {"fold": k}) for k in (1, 2)]
+    ids = lambda source: [source[i]["id"] for i in range(len(source))]  # noqa: E731
+    tested = [ids(part["source_train_test"]) for part in parts]
+    assert sorted(itertools.chain(*tested)) == ids(whole["source_train"]) and [len(t) for t in tested] == [1, 1, 1]
+    assert all(sorted(ids(part["source_train"]) + t) == ids(whole["source_train"]) for part, t in zip(parts, tested))
+    assert all(set(part) == {"source_train", "source_train_test", "target_train"} for part in parts)
+    with pytest.raises(ValueError, match=r"at least 4 records in split source_train, .* got 3 records"):
+        open_quietly(config | {"folds": 4})
 
 
 def test_overlay_codes_become_classes():
@@ -290,8 +339,8 @@ def test_overlay_codes_become_classes():
 def test_a_script_without_a_guard_ends_with_the_reason(tmp_path):
     """The processes that make scans import the script: its call there must fail, not wait for the one that waits for them."""
     script = tmp_path / "script.py"
-    data = {"kind": "phantom", "directory": str(tmp_path / "data"), "workers": 1, "seed": 0, "shape": (4, 16, 16)}
-    data |= {"spacing_mm": (6.0, 6.0, 6.0), "splits": {"source_train": {"protocol": "chest", "count": 1}}}
+    data = COMMON | {"kind": "phantom", "directory": str(tmp_path / "data"), "workers": 1, "seed": 0, "shape": (4, 16, 16)}
+    data |= {"splits": {"source_train": {"protocol": "chest", "count": 1, "calcified": 0.0}}}
     script.write_text(f"from cacjax.data import cohorts\ncohorts.open({data!r}, progress=False)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert done.returncode and "__main__" in done.stderr

@@ -16,6 +16,8 @@ import shutil
 
 import absl.logging
 
+from cacjax.data import folds
+
 KINDS = {"phantom": "cacjax.data.phantom", "folder": "cacjax.data.folder"}
 
 
@@ -23,8 +25,8 @@ def open(config, *, progress: bool = True) -> dict:
     """Return {split: random-access source of records} of the cohort that `config` describes, preparing it if needed.
 
     config: a mapping with the keys kind ("phantom" or "folder"), directory (of prepared data; "" means CACJAX_DATA_DIR,
-    else ~/.cache/cacjax/datasets), workers (processes; 0: none), and those that the kind reads; or one that holds such
-    a mapping as "data". Records are described in cacjax.data.records. An interrupted preparation leaves nothing
+    else ~/.cache/cacjax/datasets), workers (processes; 0: none), those that the kind reads, and those of cacjax.data.folds; or one
+    that holds such a mapping as "data". Records are described in cacjax.data.records. An interrupted preparation leaves nothing
     that counts as prepared; two processes that ask at once prepare once. Raises ValueError for unusable settings, RuntimeError in
     a script without a `__main__` guard, which the processes that make scans would run again.
     """
@@ -33,6 +35,7 @@ def open(config, *, progress: bool = True) -> dict:
     data = config.get("data", config)
     if data["kind"] not in KINDS:
         raise ValueError(f"data.kind must be one of {', '.join(KINDS)}, got {data['kind']!r}")
+    folds.check(data)
     module = importlib.import_module(KINDS[data["kind"]])
     settings = module.settings(data)
     root = data_directory(data["directory"])
@@ -42,7 +45,7 @@ def open(config, *, progress: bool = True) -> dict:
         builder = module.make_builder(settings, **options)  # one that has met the files, whoever wrote them
         sources = dict(builder.as_data_source())
     module.remind(builder)
-    return sources
+    return folds.divide(sources, data, builder.data_path.parent / folds.FILE, progress=progress) if data["folds"] else sources
 
 
 def data_directory(given: str = "") -> pathlib.Path:

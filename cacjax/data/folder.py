@@ -1,9 +1,9 @@
 """A folder of scans with a manifest.csv as a cohort, resampled to the network's grid.
 
-Settings: manifest (its path or its folder's), spacing_mm, order (of the spline for HU: 3, the default, as Zhai 2022, or 1,
-linear), labels (what masks hold: "classes" 0-6, the default, "overlay", the published codes 8, 9, 10, 15, 52-58, or "structures" of
-the heart, 0-7). A row names its split; its domain may be left to the split's name. Rows that cannot be used are listed in
-rejected.csv beside the prepared records.
+Settings: manifest (its path or its folder's), grid (see cacjax.kernels.grids, whose functions scoring resamples by, too), labels
+(what masks hold: "classes" 0-6, "overlay", the published codes 8, 9, 10, 15, 52-58, or "structures", 0-7 as in
+cacjax.classes.STRUCTURES). A row names its split; its domain may be left to the split's name. Rows that cannot be used are listed
+in rejected.csv beside the prepared records.
 """
 
 import collections
@@ -17,14 +17,15 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow_datasets as tfds
 
+from cacjax import classes
 from cacjax.data import records
 from cacjax.files import manifest, scan
-from cacjax.kernels import spatial
+from cacjax.kernels import grids
 
 REJECTED = "rejected.csv"
 CLASSES = {i: i for i in range(7)}
 OVERLAY = {0: 0, 8: 1, 9: 2, 10: 3, 15: 4, 52: 4, 54: 4, 55: 4, 56: 4, 57: 4, 53: 5, 58: 6}  # Zhai 2022, official code
-STRUCTURES = {i: i for i in range(8)}
+STRUCTURES = {i: i for i in range(len(classes.STRUCTURES))}
 LABELS = {"classes": CLASSES, "overlay": OVERLAY, "structures": STRUCTURES}
 
 
@@ -78,13 +79,10 @@ def settings(data) -> dict:
     found = manifest.locate(data["manifest"])
     if found is None:
         raise manifest.ManifestError(f"data.manifest: expected a {manifest.NAME} or its folder, got {data['manifest']!r}")
-    labels, order = data.get("labels", "classes"), data.get("order", 3)
-    if labels not in LABELS or order not in (0, 1, 3):
-        expected = f"labels among {', '.join(LABELS)} and order 0, 1 or 3"
-        raise ValueError(f"data: expected {expected}, got labels {labels!r}, order {order!r}")
-    spacing = [float(s) for s in data["spacing_mm"]]
-    options = {"spacing_mm": spacing, "order": order, "labels": labels}
-    return {"kind": "folder", "manifest": str(found.absolute()), "content": _content(found), **options}
+    labels, grid = data["labels"], records.grid_of(data)
+    if labels not in LABELS:
+        raise ValueError(f"data.labels must be one of {', '.join(LABELS)}, got {labels!r}")
+    return {"kind": "folder", "manifest": str(found.absolute()), "content": _content(found), "grid": grid, "labels": labels}
 
 
 def _content(path) -> str:
@@ -156,25 +154,22 @@ def _record(row, settings) -> dict:
     image = scan.read(row.scan)
     mask = None if row.mask is None else to_classes(scan.read_mask(row.mask, image), LABELS[settings["labels"]])
     heart = None if row.heart is None else scan.read_mask(row.heart, image) > 0
-    hu, mask, heart, affine = to_grid(image, mask, heart, settings["spacing_mm"], order=settings["order"])
+    hu, mask, heart, affine = to_grid(image, mask, heart, settings["grid"])
     values = {"threshold_hu": row.threshold_hu, "aorta_hu": row.aorta_hu, "protocol": row.cells.get("protocol", "")}
     return records.make_record(row.name, hu, mask, heart, affine, domain=domain, **values)
 
 
-def to_grid(image: scan.Scan, mask, heart, new_spacing_mm, *, order: int):
-    """Return (hu float32, mask uint8, heart uint8, affine) near the asked spacing, slices towards the head.
+def to_grid(image: scan.Scan, mask, heart, grid: dict):
+    """Return (hu float32, mask uint8, heart uint8, affine) on a network's grid {"kind", "spacing_mm"}, slices towards the head.
 
-    First and last voxel centres stay where they are (Zhai 2022), so the affine holds the spacing that results. mask and
-    heart [z, y, x] may be None, and stay so.
+    The affine holds the spacing that results, of a spline near the asked one. mask and heart [z, y, x] may be None, and stay so.
     """
     given = [m for m in (mask, heart) if m is not None]
     image, *given = scan.oriented(image, *given) if given else (scan.oriented(image),)
-    old_spacing_mm = scan.spacing_mm(image.affine)
-    hu, true_spacing_mm = spatial.resample(image.hu, old_spacing_mm, new_spacing_mm, order=order)
-    nearest = [np.asarray(spatial.resample(m, old_spacing_mm, new_spacing_mm, order=0)[0], np.uint8) for m in given]
-    affine = image.affine @ np.diag([*(np.array(true_spacing_mm) / old_spacing_mm), 1.0])
+    hu, index = grids.resample(image.hu, scan.spacing_mm(image.affine), grid)
+    nearest = [grids.nearest(m, index, hu.shape) for m in given]
     mask, heart = (None if m is None else nearest.pop(0) for m in (mask, heart))
-    return np.asarray(hu), mask, heart, affine
+    return np.asarray(hu), mask, heart, image.affine @ index
 
 
 def to_classes(mask: np.ndarray, classes: dict[int, int]) -> np.ndarray:

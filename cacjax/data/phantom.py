@@ -1,9 +1,9 @@
 """The phantom cohort: scans of digital thoraces with known calcium, made on the network's grid.
 
-Settings: seed, shape (voxels), spacing_mm, splits {name: {protocol, count}}; a protocol may be several with commas
-between, taken in turn. A split whose name starts with "target" is of the target domain, any other of the source. With the key
-`calcified` (a share) every so many patients of a split are drawn again until they have calcium: half of a screening cohort has none.
-labels: "classes" of calcium (default), or "structures" of the heart, 0-7 as in cacjax.scoring.hearts.STRUCTURES.
+Settings: seed, shape (voxels), grid (its spacing_mm; phantoms are made on it, so its kind changes nothing), splits {name: {protocol,
+count, calcified}}; a protocol may be several with commas between, taken in turn. A split whose name starts with "target" is of the
+target domain, any other of the source. calcified: the share of a split's patients that are drawn again until they have calcium (half
+of a screening cohort has none). labels: "classes" of calcium, or "structures", 0-7 as in cacjax.classes.STRUCTURES.
 """
 
 import functools
@@ -45,10 +45,13 @@ class PhantomCohort(tfds.core.GeneratorBasedBuilder):
 
 
 def settings(data) -> dict:
-    """Return what shapes the cohort's records, as plain JSON values; ValueError for what cannot be made."""
+    """Return what shapes the cohort's records, as plain JSON values; ValueError for what cannot be made.
+
+    Values that change nothing (no share of calcified patients, labels that are classes) are left out: cohorts keep their digests.
+    """
     splits = {name: {"protocol": part["protocol"], "count": int(part["count"])} for name, part in data["splits"].items()}
     for name, part in splits.items():
-        if share := float(data["splits"][name].get("calcified", 0.0)):
+        if share := float(data["splits"][name]["calcified"]):
             part["calcified"] = share
         unknown = set(part["protocol"].split(",")) - set(PROTOCOLS)
         if unknown or part["count"] < 1 or not 0 <= share <= 1:
@@ -57,11 +60,11 @@ def settings(data) -> dict:
                 f"patients from 0 to 1, got {part}"
             )
     if not splits:
-        raise ValueError("data.splits is empty, expected {name: {protocol, count}}")
-    labels = data.get("labels", LABELS[0])
+        raise ValueError("data.splits is empty, expected {name: {protocol, count, calcified}}")
+    labels = data["labels"]
     if labels not in LABELS:
         raise ValueError(f"data.labels of phantoms must be one of {', '.join(LABELS)}, got {labels!r}")
-    grid = {"shape": [int(n) for n in data["shape"]], "spacing_mm": [float(s) for s in data["spacing_mm"]]}
+    grid = {"shape": [int(n) for n in data["shape"]], "spacing_mm": records.grid_of(data)["spacing_mm"]}
     made = {"kind": "phantom", "seed": int(data["seed"]), "splits": splits, "generator": _generator(), **grid}
     return made | ({"labels": labels} if labels != LABELS[0] else {})
 

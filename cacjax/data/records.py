@@ -1,6 +1,6 @@
 """The record that every cohort stores, and the processes that make records.
 
-{"id": text, "hu": int16 [z, y, x], "label": uint8 [z, y, x] (classes 0-6), "heart": uint8 [z, y, x] (empty: unknown),
+{"id": text, "hu": int16 [z, y, x], "label": uint8 [z, y, x] (see data.labels), "heart": uint8 [z, y, x] (empty: unknown),
 "affine": float64 [4, 4] (array order to LPS mm), "spacing_mm": float32 [3], "threshold_hu", "aorta_hu": float32 (NaN:
 unknown), "domain": "source" or "target", "protocol": text, "labelled": bool (false: `label` is empty for want of a
 mask)}. All arrays lie on the network's grid.
@@ -20,6 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
+
+from cacjax.kernels import grids
 
 DOMAINS = ("source", "target")
 
@@ -80,6 +82,15 @@ def make_record(name: str, hu, label, heart, affine, *, domain, protocol, thresh
         "protocol": protocol,
         "labelled": label is not None,
     }
+
+
+def grid_of(data) -> dict:
+    """Return the network's grid {"kind", "spacing_mm"} of a cohort, plain JSON values; ValueError for what is none."""
+    kind, spacing_mm = data["grid"]["kind"], [float(s) for s in data["grid"]["spacing_mm"]]
+    if kind not in grids.KINDS or len(spacing_mm) != 3 or min(spacing_mm) <= 0:
+        expected = f"a kind among {', '.join(grids.KINDS)} and three positive spacing_mm"
+        raise ValueError(f"data.grid: expected {expected}, got {kind!r}, {spacing_mm}")
+    return {"kind": kind, "spacing_mm": spacing_mm}
 
 
 def run(work: Callable, jobs: Iterable, *, workers: int, title: str, progress: bool) -> Iterator:

@@ -1,47 +1,55 @@
-"""Where training patches and cubes are cut: strata of voxels, the scans in memory at a step, and the sample around a voxel.
+"""Where training samples are cut: strata of voxels and slices, and the patches or block around a voxel.
 
-Arrays are [z, y, x]; HU are int16; labels are uint8 classes (0 background, 1-3 coronary, 4-6 aorta and valves).
-Everything here is numpy and a pure function of (records, specification, index, generator): no state is carried.
+Arrays are [z, y, x]; HU are int16; labels are uint8 (cacjax.classes.CLASSES). Everything here is numpy and a pure function of (scan,
+specification, position, generator): no state is carried.
 """
 
-import collections
-import functools
-import threading
-import zlib
-from concurrent.futures import Future
 from typing import NamedTuple
 
 import numpy as np
 
+from cacjax.classes import AIR_HU
+from cacjax.data.scans import DETECTED, IndexedScan
+from cacjax.data.tones import AUGMENTATIONS
 from cacjax.kernels import view
 
-BRIGHT_HU = 130  # the classical calcium threshold
-AIR_HU = -1000  # outside the scan
-HEART_MARGIN = (2, 6, 6)  # voxels around the heart's bounding box: the epicardial arteries lie on its border
 MIN_SLICE_CALCIUM = 3  # a slice counts as calcified from this many labelled voxels (Zhai 2022, official code)
-
-SLICE_STRATA = ("bright_in_slice", "anywhere_in_slice", "calcium_in_slice")
-DETECTED = "detected_negative"  # what a first network takes for calcium and is none: records then have "detected"
+IN_SLICE = {"bright_in_slice": ("bright", 1), "calcium_in_slice": ("calcium", MIN_SLICE_CALCIUM), "calcium_slice": ("coronary", 1)}
+WHOLE_SLICES = ("calcium_slice", "clean_slice")
+SLICE_STRATA = ("bright_in_slice", "anywhere_in_slice", "calcium_in_slice", *WHOLE_SLICES)
 SCAN_STRATA = ("coronary", "calcium", "candidate_in_heart", "bright_in_heart", "bright", "heart_box", "anywhere")
-SCAN_STRATA += ("bright_negative", DETECTED)
-LABELLED_STRATA = ("coronary", "calcium", "bright_negative", DETECTED, "calcium_in_slice")
+SCAN_STRATA += ("bright_negative", DETECTED, "centre")
+LABELLED_STRATA = ("coronary", "calcium", "bright_negative", DETECTED, "calcium_in_slice", *WHOLE_SLICES)
 PLANES = ("axial", "coronal", "sagittal")
+
+
+class Cut(NamedTuple):
+    """What is cut around a voxel, sizes in voxels (z, y, x).
+
+    Without planes a block of `size` (a cube, a crop, a slice, a whole volume), moved to lie within the scan, with `margin` more of the
+    scan on both sides in its HU. With planes a square patch through the voxel in each of these orientations: size (slab, n, n), slab
+    being adjacent axial slices as channels, and margin (0, m, m): half of the receptive field minus one.
+    """
+
+    size: tuple[int, int, int]
+    margin: tuple[int, int, int] = (0, 0, 0)
+    planes: tuple[str, ...] = ()
 
 
 class StreamSpec(NamedTuple):
     """One named sequence of samples.
 
-    splits: names of the sources drawn from. strata: (name, share) pairs; shares add up to 1 and are taken by a sample's
-    position in its minibatch, so that they are exact where share * minibatch is whole. patch: output size n; margin:
-    half of the receptive field minus one, so the input has n + 2 * margin pixels. planes: orientations of a patch; none: a
-    cube of n voxels a side instead, moved to lie within the scan. slab: adjacent axial slices as channels. jitter_px: the
-    window's largest shift in y and x. tone: chance that `tone_augment` sees a sample; tone_lift: whether its curves may
-    lift soft tissue like contrast does. scans_in_memory: scans drawn from at a time (0: all of them), replaced every
-    `swap_every` steps (0: never). labelled: samples carry "label". view: how the network sees enhanced scans (see
-    cacjax.kernels.view); strata are those of the scan as it is.
+    splits: names of the sources drawn from. cut: what is cut around a voxel. strata: (name, share) pairs; shares add up to 1 and
+    are taken by a sample's position in its minibatch, so that they are exact where share * minibatch is whole. bins: samples of strata
+    of slices come from one of so many equal parts of the heart's extent in z (`bin_at`; 0: from anywhere). jitter_px: the
+    window's largest shift in y and x. labelled: samples carry "label". augment: (name, chance) pairs of `tones.AUGMENTATIONS`, in order.
+    scans_in_memory: scans drawn from at a time (0: all of them), replaced every `swap_every` steps (0: never). view: how the
+    network sees enhanced scans (see cacjax.kernels.view); strata are those of the scan as it is. axes: mesh axis of each number of the
+    stream's count ("": none; axes that the mesh lacks are none); (): the last number over "data".
     """
 
     splits: tuple[str, ...]
+    cut: Cut
     strata: tuple[tuple[str, float], ...] = (
         ("coronary", 0.4),
         ("calcium", 0.1),
@@ -49,31 +57,14 @@ class StreamSpec(NamedTuple):
         ("bright", 0.2),
         ("anywhere", 0.1),
     )
-    patch: int = 25
-    margin: int = 65
-    planes: tuple[str, ...] = ("axial",)
-    slab: int = 1
+    bins: int = 0
     jitter_px: int = 0
     labelled: bool = True
-    tone: float = 0.0
-    tone_lift: bool = True
+    augment: tuple[tuple[str, float], ...] = ()
     scans_in_memory: int = 0
     swap_every: int = 0
     view: str = "none"
-
-
-class IndexedScan(NamedTuple):
-    """A decoded scan with what sampling needs: voxel lists are ascending flat indices, int32.
-
-    starts[name][z] is the position in voxels[name] of the first voxel of slice z; shape [z + 1].
-    """
-
-    id: str
-    hu: np.ndarray
-    label: np.ndarray
-    box: np.ndarray
-    voxels: dict[str, np.ndarray]
-    starts: dict[str, np.ndarray]
+    axes: tuple[str, ...] = ()
 
 
 def check_spec(name: str, spec: StreamSpec) -> None:
@@ -86,108 +77,33 @@ def check_spec(name: str, spec: StreamSpec) -> None:
     needs = [s for s, _ in spec.strata if s in LABELLED_STRATA]
     if needs and not spec.labelled:
         raise ValueError(f"stream {name}: stratum {needs[0]!r} needs labels, but the stream is not labelled")
-    if not set(spec.planes) <= set(PLANES):
-        raise ValueError(f"stream {name}: planes must be among {PLANES}, got {spec.planes}")
-    if spec.slab % 2 == 0 or (spec.slab > 1 and tuple(spec.planes) != ("axial",)):
-        raise ValueError(f"stream {name}: slab must be odd, and 1 unless the plane is axial, got {spec.slab}")
-    if spec.margin and not spec.planes:
-        raise ValueError(f"stream {name}: a cube (no planes) has margin 0, got {spec.margin}")
+    if spec.bins and not {s for s, _ in spec.strata} <= set(SLICE_STRATA):
+        raise ValueError(f"stream {name}: bins need strata among {SLICE_STRATA}, got {spec.strata}")
+    wrong = [s for s, _ in spec.augment if s not in AUGMENTATIONS]
+    if wrong:
+        raise ValueError(f"stream {name}: unknown augmentation {wrong[0]!r}, expected one of {', '.join(AUGMENTATIONS)}")
     if spec.view not in view.NAMES:
         raise ValueError(f"stream {name}: view must be one of {view.NAMES}, got {spec.view!r}")
-    if spec.patch < 1 or min(spec.margin, spec.jitter_px, spec.scans_in_memory, spec.swap_every) < 0:
-        raise ValueError(f"stream {name}: patch must be positive, margin, jitter and memory not negative, got {spec}")
+    if min(spec.jitter_px, spec.bins, spec.scans_in_memory, spec.swap_every) < 0:
+        raise ValueError(f"stream {name}: jitter, bins and memory must not be negative, got {spec}")
+    _check_cut(name, spec.cut)
 
 
-def heart_box(heart: np.ndarray) -> np.ndarray:
-    """Return the heart's bounding box with a margin, int [2, 3] (first, one past the last); the whole scan if empty."""
-    box = np.array([(0, 0, 0), heart.shape])
-    for axis, margin in enumerate(HEART_MARGIN):
-        hit = np.flatnonzero(heart.any(axis=tuple(a for a in range(3) if a != axis)))
-        if len(hit):
-            box[:, axis] = max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, heart.shape[axis])
-    return box
+def _check_cut(name, cut):
+    if not set(cut.planes) <= set(PLANES):
+        raise ValueError(f"stream {name}: planes must be among {PLANES}, got {cut.planes}")
+    if min(cut.size) < 1 or min(cut.margin) < 0:
+        raise ValueError(f"stream {name}: a cut's size must be positive and its margin not negative, got {cut}")
+    (slab, *sides), (around, *margins) = cut.size, cut.margin
+    if cut.planes and (len({*sides}) > 1 or len({*margins}) > 1 or around):
+        raise ValueError(f"stream {name}: patches must be square, size (slab, n, n) and margin (0, m, m), got {cut}")
+    if cut.planes and (slab % 2 == 0 or (slab > 1 and tuple(cut.planes) != ("axial",))):
+        raise ValueError(f"stream {name}: slab must be odd, and 1 unless the plane is axial, got {slab}")
 
 
-def index_scan(record: dict, seen: str = "none") -> IndexedScan:
-    """List the voxels of every stratum of one record, once per scan in memory. seen: the view that patches are cut from."""
-    hu, label = np.asarray(record["hu"]), np.asarray(record["label"])
-    box = heart_box(np.asarray(record["heart"]))
-    threshold = np.nan_to_num(record.get("threshold_hu", np.nan), nan=BRIGHT_HU)  # the scan's own; none known: the classical one
-    bright, inside = hu >= BRIGHT_HU, np.zeros(hu.shape, bool)
-    inside[tuple(slice(low, high) for low, high in box.T)] = True
-    voxels = {"bright": bright, "bright_in_heart": bright & inside, "candidate_in_heart": (hu >= threshold) & inside}
-    voxels |= {"calcium": label > 0, "coronary": (label > 0) & (label <= 3), "bright_negative": bright & (label == 0)}
-    voxels = {name: np.flatnonzero(mask).astype(np.int32) for name, mask in voxels.items()}
-    detected = np.asarray(record.get("detected", ()), np.int32)
-    voxels[DETECTED] = detected[label.ravel()[detected] == 0]
-    edges = np.arange(hu.shape[0] + 1) * (hu.shape[1] * hu.shape[2])
-    starts = {name: np.searchsorted(voxels[name], edges) for name in ("bright", "calcium")}
-    return IndexedScan(_text(record["id"]), as_seen(record, seen), label, box, voxels, starts)
-
-
-def as_seen(record: dict, seen: str) -> np.ndarray:
-    """The HU of a record, int16 [z, y, x], as a network sees them in a view (see cacjax.kernels.view)."""
-    hu = np.asarray(record["hu"])
-    if seen == "none":
-        return hu
-    weights = view.slab_weights(float(record["spacing_mm"][0]))
-    return np.rint(view.remove_contrast(hu, record["aorta_hu"], weights)).astype(np.int16)
-
-
-def _text(value) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
-
-
-class ScanCache:
-    """The last `capacity` scans asked for, decoded and indexed; every scan is decoded by one thread only."""
-
-    def __init__(self, sources: dict, capacity: int):
-        self.sources, self.capacity = sources, capacity
-        self._held, self._lock = collections.OrderedDict(), threading.Lock()
-
-    def __reduce__(self):
-        return ScanCache, (self.sources, self.capacity)  # a worker process starts with an empty cache
-
-    def get(self, split: str, index: int, *, labelled: bool, seen: str = "none") -> IndexedScan:
-        """Return scan `index` of `split` as seen in a view; ValueError if labels are asked of a scan that has none."""
-        key = (split, index, seen)
-        with self._lock:
-            future, mine = self._held.get(key), False
-            if future is None:
-                future, mine = Future(), True
-                self._held[key] = future
-            self._held.move_to_end(key)
-            while len(self._held) > self.capacity:
-                self._held.popitem(last=False)
-        if mine:
-            self._fill(key, future)
-        scan, has_labels = future.result()
-        if labelled and not has_labels:
-            raise ValueError(f"scan {scan.id} of split {split!r} has no mask, but a labelled stream draws from it")
-        return scan
-
-    def _fill(self, key: tuple, future: Future) -> None:
-        try:
-            record = self.sources[key[0]][key[1]]
-            future.set_result((index_scan(record, key[2]), bool(record.get("labelled", True))))
-        except BaseException as error:
-            with self._lock:
-                self._held.pop(key, None)
-            future.set_exception(error)
-
-
-@functools.lru_cache(maxsize=64)
-def scans_of_period(period: int, *, total: int, in_memory: int, seed: int, tag: str) -> tuple[int, ...]:
-    """Return the scans in memory in swap period `period`: seeded permutations, cut into groups of `in_memory`.
-
-    Every pass over the scans uses each at most once (Zhai 2022 replaces all five before an epoch). `tag` names the
-    splits, so that streams of one domain share their scans. Follows from the arguments alone.
-    """
-    if in_memory == 0 or in_memory >= total:
-        return tuple(range(total))
-    around, group = divmod(period, total // in_memory)
-    order = np.random.default_rng([seed, zlib.crc32(tag.encode()), around]).permutation(total)
-    return tuple(int(i) for i in order[group * in_memory : (group + 1) * in_memory])
+def mesh_axes(spec: StreamSpec, count: tuple[int, ...]) -> tuple[str, ...]:
+    """Return the mesh axis that each number of `count` is split over, "" for none."""
+    return tuple(spec.axes) or ("",) * (len(count) - 1) + ("data",)
 
 
 def stratum_of(position: float, strata: tuple[tuple[str, float], ...]) -> str:
@@ -196,8 +112,20 @@ def stratum_of(position: float, strata: tuple[tuple[str, float], ...]) -> str:
     return strata[min(int(np.searchsorted(edges, position, side="right")), len(strata) - 1)][0]
 
 
+def bin_at(bins: int, *, seed: int, step: int, position: int, minibatch: int) -> int:
+    """Return the bin that the sample at `position` of a minibatch is drawn from.
+
+    Both halves of a minibatch, and all streams with as many bins, have the same sequence of bins at a step: sample i of the first half
+    and sample i of the second lie at one height of the heart.
+    """
+    pair = position % -(-minibatch // 2)
+    return int(np.random.default_rng([seed, bins, step, pair]).integers(bins))
+
+
 def point_in_scan(stratum: str, scan: IndexedScan, rng: np.random.Generator) -> tuple[int, int, int] | None:
     """Draw a voxel (z, y, x) of a scan-first stratum, uniformly; None if the scan has none."""
+    if stratum == "centre":
+        return tuple(n // 2 for n in scan.hu.shape)
     if stratum in ("anywhere", "heart_box"):
         low, high = scan.box if stratum == "heart_box" else (np.zeros(3, int), np.array(scan.hu.shape))
         return tuple(int(v) for v in rng.integers(low, high))
@@ -205,21 +133,48 @@ def point_in_scan(stratum: str, scan: IndexedScan, rng: np.random.Generator) -> 
     return _unravel(voxels[rng.integers(len(voxels))], scan.hu.shape) if len(voxels) else None
 
 
-def point_in_slices(stratum: str, scans: list[IndexedScan], rng: np.random.Generator):
-    """Draw (scan, voxel): first a slice among those of all scans, then a voxel in it, both uniformly (Zhai 2022).
+def point_in_slices(stratum: str, scans: list[IndexedScan], rng: np.random.Generator, place: tuple[int, int] | None = None):
+    """Draw (scan, voxel): first a slice among those of all scans, then a voxel in it, both uniformly (Zhai 2022); for WHOLE_SLICES the
+    voxel is the middle of the slice.
 
-    Slices without a candidate are not drawn at all, which has the distribution of drawing again. None if none is left.
+    place: (bin, bins), to draw slices from that bin of the heart's extent, or from the nearest that has candidates (both, where two are
+    as near). Slices without a candidate are not drawn at all, which has the distribution of drawing again. None if none is left.
     """
-    if stratum == "anywhere_in_slice":
-        z, scan = _pick_slice(scans, np.arange(sum(len(s.hu) for s in scans)), rng)
-        return scan, (z, int(rng.integers(scan.hu.shape[1])), int(rng.integers(scan.hu.shape[2])))
-    name, minimum = ("bright", 1) if stratum == "bright_in_slice" else ("calcium", MIN_SLICE_CALCIUM)
-    counts = np.concatenate([np.diff(s.starts[name]) for s in scans])
-    candidates = np.flatnonzero(counts >= minimum)
-    if not len(candidates):
+    candidates = np.concatenate([_holding(stratum, scan) for scan in scans])
+    if place:
+        chosen, bins = place
+        number = np.concatenate([bin_of_slices(scan, bins) for scan in scans])
+        away = np.where(candidates & (number >= 0) & (number < bins), abs(number - chosen), bins)
+        candidates = (away == away.min()) & (away < bins)
+    if not candidates.any():
         return None
-    z, scan = _pick_slice(scans, candidates, rng)
+    z, scan = _pick_slice(scans, np.flatnonzero(candidates), rng)
+    rows, columns = scan.hu.shape[1:]
+    if stratum in WHOLE_SLICES:
+        return scan, (z, rows // 2, columns // 2)
+    if stratum == "anywhere_in_slice":
+        return scan, (z, int(rng.integers(rows)), int(rng.integers(columns)))
+    name, _ = IN_SLICE[stratum]
     return scan, _unravel(scan.voxels[name][rng.integers(*scan.starts[name][z : z + 2])], scan.hu.shape)
+
+
+def _holding(stratum, scan):
+    """Whether each slice of a scan is a candidate of a stratum, bool [z]."""
+    if stratum == "anywhere_in_slice":
+        return np.ones(len(scan.hu), bool)
+    if stratum == "clean_slice":
+        return np.diff(scan.starts["calcium"]) == 0
+    name, least = IN_SLICE[stratum]
+    return np.diff(scan.starts[name]) >= least
+
+
+def bin_of_slices(scan: IndexedScan, bins: int) -> np.ndarray:
+    """Return the bin of each slice, int [z]: `bins` equal parts of the heart's box (of the scan, where no heart is known).
+
+    Slices outside of the box get numbers outside of 0..bins - 1.
+    """
+    low, high = scan.box[:, 0]
+    return (np.arange(len(scan.hu)) - low) * bins // (high - low)
 
 
 def _pick_slice(scans, candidates, rng):
@@ -254,10 +209,14 @@ def plane_through(volume: np.ndarray, plane: str, point: tuple[int, int, int]):
 
 
 def sample_shapes(spec: StreamSpec) -> dict[str, tuple[int, ...]]:
-    """Shapes of what `cut_sample` returns: "hu" [planes, n + 2m, n + 2m, slab] and "label" [planes, n, n]; of a cube both [n, n, n]."""
-    n, size, planes = spec.patch, spec.patch + 2 * spec.margin, len(spec.planes)
-    shapes = {"hu": (planes, size, size, spec.slab), "label": (planes, n, n)} if planes else dict.fromkeys(("hu", "label"), (n, n, n))
-    return shapes if spec.labelled else {"hu": shapes["hu"]}
+    """Shapes of what `cut_sample` returns, of a cut of size (z, y, x) and margin (a, b, c).
+
+    With planes "hu" [planes, y + 2b, x + 2c, z] and "label" [planes, y, x], else "hu" [z + 2a, y + 2b, x + 2c] and "label" [z, y, x].
+    """
+    size, margin, planes = spec.cut
+    slab, *plane = (n + 2 * m for n, m in zip(size, margin))
+    shapes = {"hu": (len(planes), *plane, slab), "label": (len(planes), *size[1:])} if planes else {"hu": (slab, *plane), "label": size}
+    return {part: tuple(shape) for part, shape in shapes.items() if spec.labelled or part == "hu"}
 
 
 def cut_sample(scan: IndexedScan, point: tuple[int, int, int], spec: StreamSpec) -> dict[str, np.ndarray]:
@@ -265,25 +224,32 @@ def cut_sample(scan: IndexedScan, point: tuple[int, int, int], spec: StreamSpec)
 
     Outside the scan planes have -1000 HU and class 0. The arrays are new, never views of the scan in memory.
     """
-    shapes = sample_shapes(spec)
-    if not spec.planes:
-        return {part: cut_cube(getattr(scan, part), point, spec.patch) for part in shapes}
-    hu = np.full(shapes["hu"], AIR_HU, np.int16)
-    for i, plane in enumerate(spec.planes):
-        for channel in range(spec.slab):
-            z = point[0] + channel - spec.slab // 2
+    shapes, (size, margin, planes) = sample_shapes(spec), spec.cut
+    if not planes:
+        return {part: cut_block(getattr(scan, part), point, size, margin if part == "hu" else (0, 0, 0)) for part in shapes}
+    sample = {"hu": np.full(shapes["hu"], AIR_HU, np.int16)}
+    for i, plane in enumerate(planes):
+        for channel in range(size[0]):
+            z = point[0] + channel - size[0] // 2
             if 0 <= z < len(scan.hu):
-                paste_window(hu[i, :, :, channel], *plane_through(scan.hu, plane, (z, *point[1:])))
-    if not spec.labelled:
-        return {"hu": hu}
-    label = np.zeros(shapes["label"], np.uint8)
-    for i, plane in enumerate(spec.planes):
-        paste_window(label[i], *plane_through(scan.label, plane, point))
-    return {"hu": hu, "label": label}
+                paste_window(sample["hu"][i, :, :, channel], *plane_through(scan.hu, plane, (z, *point[1:])))
+    if spec.labelled:
+        sample["label"] = np.zeros(shapes["label"], np.uint8)
+        for i, plane in enumerate(planes):
+            paste_window(sample["label"][i], *plane_through(scan.label, plane, point))
+    return sample
 
 
-def cut_cube(volume: np.ndarray, point: tuple[int, int, int], side: int) -> np.ndarray:
-    """Cut a cube around a voxel, moved to lie within the volume; where that is smaller, its last voxels are repeated."""
-    low = [int(np.clip(p - side // 2, 0, max(n - side, 0))) for p, n in zip(point, volume.shape)]
-    block = volume[tuple(slice(a, a + side) for a in low)]
-    return np.pad(block, [(0, side - n) for n in block.shape], mode="edge")
+def cut_block(volume: np.ndarray, point: tuple[int, int, int], size, margin=(0, 0, 0)) -> np.ndarray:
+    """Cut a block [z, y, x] of `size` voxels around a voxel, moved to lie within the volume, and `margin` voxels more on each side.
+
+    Where the volume is smaller than the block its last voxels are repeated; the margin reads -1000 HU beyond volume and block.
+    """
+    low = [int(np.clip(p - s // 2, 0, max(n - s, 0))) for p, s, n in zip(point, size, volume.shape)]
+    block = volume[tuple(slice(max(a - m, 0), a + s + m) for a, s, m in zip(low, size, margin))]
+    block = np.pad(block, [(0, max(s - n, 0)) for s, n in zip(size, volume.shape)], mode="edge")
+    if not any(margin):
+        return block
+    before = [max(m - a, 0) for a, m in zip(low, margin)]
+    widths = [(b, s + 2 * m - n - b) for b, s, m, n in zip(before, size, margin, block.shape)]
+    return np.pad(block, widths, constant_values=int(AIR_HU))

@@ -13,6 +13,7 @@ import zlib
 import numpy as np
 import SimpleITK as sitk
 
+from cacjax.files.atomic import replace
 from cacjax.files.geometry import check_affine, refuse
 
 SUFFIXES = (".nii.gz", ".nii", ".mha", ".mhd", ".nrrd", ".nhdr")
@@ -155,10 +156,4 @@ def save(array, affine, path):
     image.SetSpacing(lengths.tolist())
     image.SetDirection((steps / lengths).ravel().tolist())
     image.SetOrigin(np.asarray(affine, np.float64)[:3, 3].tolist())
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name[: -len(ending)]}.{os.getpid()}.part{ending}")
-    try:
-        sitk.WriteImage(image, str(part), useCompression=ending in (".mha", ".nrrd"))
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    replace(path, lambda aside: sitk.WriteImage(image, str(aside), useCompression=ending in (".mha", ".nrrd")))
