@@ -2,14 +2,18 @@
 
 A SCAN is a file, a DICOM folder or zip, a folder of those, or a folder with a manifest.csv, which brings hearts and
 thresholds. N scans give N answers: a scan that cannot be scored is a row with a reason, and the exit code is 1; one whose
-score is in doubt has a reason, too. OUT holds scores.csv (one row per scan and artery) and, per scan, <scan>.json,
+score is in doubt has a reason, too. OUT holds scores.csv (one row per scan, rule and artery) and, per scan, <scan>.json,
 <scan>_mask.nii.gz, <scan>_detected.nii.gz (before false positives are reduced) and <scan>.png; from a heart network also
 <scan>_heart.nii.gz and <scan>_heart.png. Long detections show their progress.
+
+What the system itself does is set by --scoring.KEY=VALUE in place of its config's `scoring`, such as --scoring.fp_reduction=none;
+a KEY that it lacks is answered with those that it has.
 """
 
 import argparse
 import json
 import pathlib
+import re
 import sys
 import time
 import traceback
@@ -20,14 +24,12 @@ from tqdm import tqdm
 
 import cacjax
 from cacjax.files import scan
-from cacjax.kernels import rules, view
+from cacjax.kernels import scores
+from cacjax.report import result as files
 from cacjax.report import tables
-from cacjax.scoring import one_scan, program
-from cacjax.scoring import threshold as aorta
+from cacjax.scoring import one_scan
 from cacjax.scoring.jobs import gather
-
-OUTPUTS = (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")
-HEART_OUTPUTS = ("_heart.nii.gz", "_heart.png")
+from cacjax.scoring.threshold import AUTO
 
 
 def main(argv=None):
@@ -35,10 +37,9 @@ def main(argv=None):
     options = parse(argv)
     print(f"device: {describe_device()}", flush=True)
     out = pathlib.Path(options.out)
-    out.mkdir(parents=True, exist_ok=True)
     jobs = gather(options)
     try:
-        detector = None if options.regions else load_detector(options.workdir)
+        detector = None if options.regions else load_detector(options.workdir, options.scoring)
         segmenter = load_heart(options.heart)
     except (FileNotFoundError, ValueError) as error:
         raise SystemExit(f"error: {error}") from None
@@ -47,7 +48,8 @@ def main(argv=None):
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command with --resume continues") from None
     rows = all_rows(records)
-    print(tables.table(rows, tables.COLUMNS, digits=5 if options.regions else 2))
+    columns = [name for name in tables.COLUMNS if name != "map_hu_mm3" or any(row.get(name) is not None for row in rows)]
+    print(tables.table(rows, columns, digits=5 if options.regions else 2))
     refused = sum(record["status"] != "scored" for record in records)
     print(f"{len(records)} scans: {len(records) - refused} scored, {refused} refused; {out / 'scores.csv'}")
     return int(refused > 0 or not records)
@@ -55,7 +57,8 @@ def main(argv=None):
 
 def parse(argv):
     """The command line as a namespace; argparse ends the program on a mistake, with the expected form."""
-    parser = argparse.ArgumentParser(prog="python -m cacjax.score", description=__doc__.split("\n\n")[0])
+    description = __doc__.split("\n\n")
+    parser = argparse.ArgumentParser(prog="python -m cacjax.score", description=description[0], epilog=description[2])
     add = parser.add_argument
     add("scan", nargs="+", metavar="SCAN", help="file, DICOM folder or zip, folder of those, or folder with manifest.csv")
     add("--workdir", help="training folder: the newest checkpoint in it detects (not needed with --regions)")
@@ -69,31 +72,40 @@ def parse(argv):
         help='scan threshold in HU, or "auto": aortic mean + 3 SD as measured with the heart network (default: the manifest\'s, else 130)',
     )
     add("--aorta-roi", help="file with mean and SD of the aorta as 7th and 8th number (Zhai 2022), or a folder of them, <scan>.txt")
-    add("--aorta-hu", type=float, help="mean HU of the ascending aorta, which the view needs (default: the manifest's)")
-    add("--view", choices=view.NAMES, help="how the detector sees enhanced scans (default: as it was trained)")
-    add("--heart-dilation-mm", type=float, default=one_scan.HEART_DILATION_MM, help="grow the heart by this (default: %(default)s)")
-    add("--fp-reduction", choices=one_scan.FP_REDUCTION, default="paper", help="how false positives are reduced (default: paper)")
-    add("--rule", choices=tuple(rules.RULES), default="default", help="scoring rule")
+    add("--aorta-hu", type=float, help="mean HU of the ascending aorta, which some systems need (default: the manifest's)")
+    add("--rule", type=_rules, metavar="NAME[,NAME]", help="scoring rules (see cacjax/kernels/rules.py; default: the system's)")
+    add("--scheme", choices=tuple(scores.SCHEMES), help="risk categories (default: the system's)")
     add("--mass-factor", type=float, help="calcium calibration in mg per cm³ and HU; without it no mass is given")
-    add(
-        "--classify",
-        choices=program.CLASSIFY,
-        default="all",
-        help="all voxels from 130 HU up, those from the scan threshold up, or those that can end in the mask: the same scores ever "
-        "faster; only %(default)s gives a _detected file",
-    )
     add("--save-probability", action="store_true", help="also write the probability of coronary calcium of every voxel classified")
     add("--resume", action="store_true", help="keep scans that an earlier run finished with the same settings")
-    options = parser.parse_args(argv)
+    words, scoring = split_scoring(sys.argv[1:] if argv is None else argv)
+    options = parser.parse_args(words)
+    options.scoring = scoring
     if not options.regions and not options.workdir:
         parser.error("expected --workdir (a trained detector) or --regions (candidate regions to score)")
-    if options.threshold_hu == aorta.AUTO and not (options.heart and pathlib.Path(options.heart).is_dir()):
+    if options.threshold_hu == AUTO and not (options.heart and pathlib.Path(options.heart).is_dir()):
         parser.error("--threshold-hu auto needs --heart WORKDIR, the training folder of a heart network")
     return options
 
 
+def split_scoring(words):
+    """(the other words of a command line, {key: text} of its --scoring.key=value)."""
+    found = {word: re.fullmatch(r"--scoring\.(\w+)=(.*)", word) for word in words if word.startswith("--scoring")}
+    for word, match in found.items():
+        if not match:
+            raise SystemExit(f"error: expected --scoring.KEY=VALUE, got {word}")
+    return [word for word in words if word not in found], {match[1]: match[2] for match in found.values()}
+
+
 def _threshold(text):
-    return text if text == aorta.AUTO else float(text)
+    return text if text == AUTO else float(text)
+
+
+def _rules(text):
+    try:
+        return one_scan.names_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def describe_device():
@@ -102,49 +114,57 @@ def describe_device():
     return f"{devices[0].platform} ({len(devices)} x {devices[0].device_kind})"
 
 
-def load_detector(workdir):
-    """(config, predict) of the newest checkpoint in `workdir`; predict(hu, wanted) -> Prediction on the network's grid."""
-    return _load(workdir, "view", "a calcium detector of this version")
+def load_detector(workdir, scoring=None):
+    """The run (config, task, state) of a system that detects calcium. scoring: in place of settings of its `config.scoring`."""
+    return _load(workdir, "detector", "one that detects calcium, such as of lessmann.py or uda.py", scoring)
 
 
 def load_heart(given):
-    """(config, predict) of the heart network in the training folder `given`; what is no training folder comes back as it is."""
+    """The run of the heart network in the training folder `given`; what is no training folder comes back as it is."""
     is_run = isinstance(given, str | pathlib.Path) and pathlib.Path(given).is_dir()
-    return _load(given, "window", "a heart network") if is_run else given
+    return _load(given, "segment", "one that finds the heart, of heart.py") if is_run else given
 
 
-def _load(workdir, key, expected):
-    """A trained run whose config has `key`, which tells what it is. Raises ValueError for another, FileNotFoundError for none."""
-    from cacjax import train
+def _load(workdir, ability, expected, scoring=None):
+    """A trained run whose Task has an ability. Raises ValueError for another, FileNotFoundError for none."""
+    from cacjax.training.workdir import load  # not needed to score given regions
 
-    config, predict = train.load(workdir)
-    if key not in config:
-        raise ValueError(f"{workdir} holds a run of {config.task}.py without the setting {key}, expected {expected}")
-    return config, predict
+    run = load(workdir, scoring)
+    if getattr(run.task, ability) is None:
+        raise ValueError(f"{workdir} holds a run of {run.config.task}.py, expected {expected}")
+    return run
 
 
-def score(path_or_scan, *, workdir=None, detector=None, heart=None, **options):
+def score(path_or_scan, *, workdir=None, scoring=None, detector=None, heart=None, **options):
     """Detect and score calcium in one scan, with the newest checkpoint of the training folder `workdir`; see `one_scan.score`.
 
-    heart: also the training folder of a heart network.
+    scoring: {key: value} in place of settings of the run's `config.scoring`. heart: also the training folder of a heart network.
     """
     if workdir is not None and detector is None:
-        detector = load_detector(workdir)
+        detector = load_detector(workdir, scoring)
     return one_scan.score(path_or_scan, detector=detector, heart=load_heart(heart), **options)
 
 
 def run(jobs, out, options, detector, segmenter=None):
-    """Score all jobs one after another; returns their records. Nothing that one scan does stops the next."""
+    """Score all jobs one after another; returns their records. Nothing that one scan does stops the next.
+
+    scores.csv grows by the rows of a scan at a time, and is written whole at the end.
+    """
     records, began = [], time.perf_counter()
-    with tqdm(jobs, unit="scan", disable=None) as progress:
-        for job in progress:
-            start = time.perf_counter()
-            record = _kept(job, out, options) if options.resume else None
-            records.append(record or score_one(job, out, options, detector, segmenter))
-            tables.write_csv(out / "scores.csv", all_rows(records), tables.COLUMNS)
-            left = (time.perf_counter() - began) / len(records) * (len(jobs) - len(records))
-            line = _line(records[-1], time.perf_counter() - start)
-            progress.write(f"[{len(records)}/{len(jobs)}, ETA {left:.0f} s] {line}", file=sys.stderr)
+    tables.write_csv(out / "scores.csv", [], tables.COLUMNS)
+    try:
+        with tqdm(jobs, unit="scan", disable=None) as progress:
+            for job in progress:
+                start = time.perf_counter()
+                chosen = settings(job, options, detector)
+                record = _kept(job, out, chosen) if options.resume else None
+                records.append(record or score_one(job, out, options, chosen, detector, segmenter))
+                tables.append_csv(out / "scores.csv", records[-1]["rows"], tables.COLUMNS)
+                left = (time.perf_counter() - began) / len(records) * (len(jobs) - len(records))
+                line = _line(records[-1], time.perf_counter() - start)
+                progress.write(f"[{len(records)}/{len(jobs)}, ETA {left:.0f} s] {line}", file=sys.stderr)
+    finally:
+        tables.write_csv(out / "scores.csv", all_rows(records), tables.COLUMNS)
     return records
 
 
@@ -153,12 +173,11 @@ def all_rows(records):
     return [row for record in records for row in record["rows"]]
 
 
-def score_one(job, out, options, detector, segmenter=None):
-    """Score one job and write its files; the record is written last, so a complete record means complete files."""
-    for suffix in OUTPUTS + HEART_OUTPUTS:
+def score_one(job, out, options, chosen, detector, segmenter=None):
+    """Score one job and write its files; the record is written last, so a complete record means complete files. chosen: `settings`."""
+    for suffix in files.OUTPUTS:
         (out / f"{job.name}{suffix}").unlink(missing_ok=True)
-    record = {"scan": job.name, "path": str(job.source.path), "settings": settings(job, options)}
-    record["versions"] = versions()
+    record = {"scan": job.name, "path": str(job.source.path), "settings": chosen, "versions": versions()}
     try:
         record |= _score_and_write(job, out, options, detector, segmenter)
     except scan.ScanError as error:
@@ -173,28 +192,17 @@ def score_one(job, out, options, detector, segmenter=None):
 def _score_and_write(job, out, options, detector, segmenter):
     if job.source.error is not None:
         raise job.source.error
-    result = one_scan.score(
-        job.source,
-        detector=detector,
-        heart=segmenter if isinstance(segmenter, tuple) else job.heart,
-        aorta_roi=job.aorta_roi,
-        regions=options.regions,
-        threshold_hu=job.threshold_hu,
-        rule=options.rule,
-        mass_factor=options.mass_factor,
-        fp_reduction=options.fp_reduction,
-        heart_dilation_mm=options.heart_dilation_mm,
-        classify=options.classify,
-        aorta_hu=job.aorta_hu,
-        view=options.view,
-    )
+    of_scan = {"threshold_hu": job.threshold_hu, "aorta_roi": job.aorta_roi, "aorta_hu": job.aorta_hu}
+    of_scores = {"rule": options.rule, "scheme": options.scheme, "mass_factor": options.mass_factor}
+    heart = segmenter if isinstance(segmenter, tuple) else job.heart
+    result = one_scan.score(job.source, detector=detector, heart=heart, regions=options.regions, **of_scan, **of_scores)
     start = time.perf_counter()
-    one_scan.write(result, out, job.name, save_probability=options.save_probability)
+    masks = files.write(result, out, job.name, save_probability=options.save_probability)
     timings = result.record["timings_s"] | {"write": time.perf_counter() - start}
     reason = " ".join(result.record["flags"])
     rows = [{"scan": job.name, "status": "scored", "reason": reason, **row} for row in result.rows]
     threshold = result.record["threshold"] | ({"from": job.threshold_from} if job.threshold_from else {})
-    more = {"threshold": threshold, "timings_s": timings, "rows": rows}
+    more = {"threshold": threshold, "masks": masks, "timings_s": timings, "rows": rows}
     return {"status": "scored", "reason": reason, **result.record, **more}
 
 
@@ -204,20 +212,14 @@ def refusal(job, code, message):
     return {"status": "refused", "reason": code, "message": message, "rows": [row]}
 
 
-def settings(job, options):
+def settings(job, options, detector):
     """All that decides a result, as plain values: --resume keeps a record only while these are equal."""
-    keys = ("regions", "rule", "mass_factor", "fp_reduction", "classify", "save_probability", "workdir", "view")
-    chosen = {key: getattr(options, key) for key in keys}
-    chosen |= {
-        "heart": job.heart and str(job.heart),
-        "heart_checkpoint": _newest(options.heart),
-        "aorta_roi": job.aorta_roi and str(job.aorta_roi),
-        "threshold_hu": job.threshold_hu,
-        "threshold_from": job.threshold_from,
-        "aorta_hu": job.aorta_hu,
-    }
-    chosen |= {"heart_dilation_mm": options.heart_dilation_mm, "checkpoint": _newest(options.workdir)}
-    return tables.plain(chosen | {"modified": _modified(job.source.path)})
+    of_options = ("regions", "rule", "scheme", "mass_factor", "save_probability", "workdir")
+    of_job = ("heart", "aorta_roi", "threshold_hu", "threshold_from", "aorta_hu")
+    chosen = {key: getattr(options, key) for key in of_options} | {key: getattr(job, key) for key in of_job}
+    chosen |= {"scoring": detector and detector.config.scoring.to_dict(), "checkpoint": _newest(options.workdir)}
+    chosen |= {"heart_checkpoint": _newest(options.heart), "modified": _modified(job.source.path)}
+    return tables.plain(chosen)
 
 
 def _newest(workdir):
@@ -240,13 +242,13 @@ def versions():
     return found | {"python": sys.version.split()[0], "device": describe_device()}
 
 
-def _kept(job, out, options):
+def _kept(job, out, chosen):
     """The record of an earlier run if it was finished with the same settings, else None."""
     try:
         record = json.loads((out / f"{job.name}.json").read_text())
     except (OSError, ValueError):
         return None
-    same = record.get("settings") == settings(job, options) and record.get("path") == str(job.source.path)
+    same = record.get("settings") == chosen and record.get("path") == str(job.source.path)
     return record | {"kept": True} if same and record.get("status") == "scored" else None
 
 

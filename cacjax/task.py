@@ -1,122 +1,151 @@
-"""What every system is made of: Task, State, Net, Prediction, and the optimisers."""
+"""What every system is made of. A new one is a module with `make(config) -> Task`; what a run can do is which fields that Task has.
 
+Outside of a task everything is Hounsfield units and millimetres; only a task sees normalised numbers. Volumes are [z, y, x].
+"""
+
+import importlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
-
-from cacjax.data import sampling
-from cacjax.models.dilated import margin
-
-
-class Prediction(NamedTuple):
-    """What a network says of a scan, on the grid of `hu` [z, y, x].
-
-    label: most probable class, uint8 (0 background, 1-3 LAD, LCX, RCA, 4-6 aorta, aortic valve, mitral valve).
-    p_cac: probability of coronary calcium (classes 1 to 3), float32.
-    hu: the intensities that a score reads.
-    """
-
-    label: Any
-    p_cac: Any
-    hu: Any
 
 
 class Net(NamedTuple):
-    """One network's arrays: parameters, running statistics (an empty dict where there are none), optimiser state."""
+    """One network's arrays: parameters, running statistics ({} where there are none), optimiser state (() where it does not learn),
+    and the best of the validations so far: (value, parameters, statistics), or ()."""
 
     params: Any
-    stats: Any
-    opt: Any
+    stats: Any = {}  # noqa: RUF012  (a pytree without leaves)
+    opt: Any = ()
+    best: Any = ()
 
 
 class State(NamedTuple):
-    """Everything that training changes, arrays only: it jits, shards and saves as it is."""
+    """Everything that training changes, arrays only: it jits, shards and saves as it is. stages: the states of earlier stages that
+    this one needs to answer, without their optimisers, so that one checkpoint is the whole chain."""
 
     step: Any
     nets: dict[str, Net]
+    stages: dict[str, "State"] = {}  # noqa: RUF012
 
 
-def plane_patches(config) -> dict:
-    """How samples of a plane network are cut: its orientations and slab, and as much around a patch as its dilations reach."""
-    return {"planes": sampling.PLANES[: config.model.planes], "margin": margin(config.model.dilations), "slab": config.model.slab}
+class Plan(NamedTuple):
+    """What a detector works out on the host before a voxel is seen.
+
+    arrays: go to the device with the `Case`. how: static and hashable; another value is another program. long: detection takes
+    minutes on a CPU, so it runs in steps under a progress bar there. notes: for the record. shape, spacing_mm, affine: of the grid that
+    the answer lies on, where that is not the scan's own.
+    """
+
+    arrays: Any
+    how: tuple
+    long: bool = False
+    notes: tuple[str, ...] = ()
+    shape: Any = None
+    spacing_mm: Any = None
+    affine: Any = None
+
+
+class Case(NamedTuple):
+    """One oriented scan as a compiled program takes it, every field an argument of it.
+
+    hu: float32, padded as `cacjax.kernels.grids.pad` does. shape (int32 [3]), spacing_mm (float32 [3]): of the scan, unpadded. heart:
+    bool, padded, or None. threshold_hu: what counts as calcium; aorta_hu: mean of the ascending aorta, NaN where unknown. plan:
+    `Plan.arrays`.
+    """
+
+    hu: Any
+    shape: Any
+    spacing_mm: Any
+    heart: Any
+    threshold_hu: Any
+    aorta_hu: Any
+    plan: Any
+
+
+class Finding(NamedTuple):
+    """All that scoring, evaluation and report read of a system, on the answer's grid, padded.
+
+    label: uint8, `cacjax.classes.CLASSES`: what is scored, every threshold and reduction already applied. hu: float32, what scores
+    read. map: a second reading of the same label in HU (a calcium map: the scan less its calcium-free twin), or None. probability:
+    P(coronary calcium), or None. before: label before false positives were reduced, or None. counts: {name: whole number} for the
+    record.
+    """
+
+    label: Any
+    hu: Any
+    map: Any = None
+    probability: Any = None
+    before: Any = None
+    counts: dict = {}  # noqa: RUF012
+
+
+class Detector(NamedTuple):
+    """How a system finds calcium.
+
+    plan(shape, spacing_mm, affine, heart, threshold_hu, aorta_hu) -> Plan: on the host, numpy; heart and aorta_hu may be None.
+    find(state, case, how) -> Finding: pure; traced it is a part of the caller's program, else it runs in steps under a progress bar.
+    classes: the labels that it can answer, a row of scores each.
+    """
+
+    plan: Callable
+    find: Callable
+    classes: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
 
 
 class Task(NamedTuple):
-    """A system: pure functions.
+    """A system: pure functions, and what it cannot do is None.
 
-    init(key, batch, source) -> State; `source` is the State of a source network, or None.
-    train_step(state, batch, key) -> (State, metrics)
-    predict(state, hu, box) -> Prediction; hu float32 [z, y, x] in Hounsfield units on the network's grid, box ((z0, y0, x0),
-    (z1, y1, x1)) limits the work, None means the whole scan. That of a segmentation gives class probabilities [classes, z, y, x].
-    cut(config) -> the fields planes, margin and slab of `sampling.StreamSpec`: how training samples are cut, as for a plane network
-    unless the system says otherwise.
+    init(key, batch, stages) -> State. batch: shapes of `train_step`'s; stages: {name: State} of the config's earlier stages.
+    train_step(state, batch, key) -> (State, metrics); batch: {stream: {"hu", "label"}}.
+    cut(stream) -> `cacjax.data.sampling.Cut`: how samples of a stream of the config are cut from scans.
+    validate(state, batch) -> (State, metrics), every `config.validate_every` steps; batch: {stream: ...} of `config.validation`.
+    predict: the network on its own grid; only what builds upon this system calls it.
+    detector: finds calcium (`score --workdir`). segment(state, hu, spacing_mm) -> `cacjax.classes.STRUCTURES`, uint8 [z, y, x], of an
+    oriented scan (`score --heart`).
+    prepare(records, stages, workdir) -> records: what training needs to know of the scans beforehand.
+    spread: {net: mesh axis} of networks whose arrays are stacked along their first axis, a member each.
     """
 
     init: Callable
     train_step: Callable
-    predict: Callable
-    cut: Callable = plane_patches
+    cut: Callable
+    validate: Callable | None = None
+    predict: Callable | None = None
+    detector: Detector | None = None
+    segment: Callable | None = None
+    prepare: Callable | None = None
+    spread: dict = {}  # noqa: RUF012
 
 
-def start(params, optimiser) -> Net:
-    """A network at the beginning of its training."""
-    return Net(params, {}, optimiser.init(params))
+def build(config) -> Task:
+    """The task that `config.task` names: a module of cacjax/tasks/, or any other by its dotted path."""
+    name = config.task
+    try:
+        module = importlib.import_module(name if "." in name else f"cacjax.tasks.{name}")
+    except ModuleNotFoundError as error:
+        text = f"config.task must name a module of cacjax/tasks/ or one by its dotted path, got {name!r}: {error}"
+        raise ValueError(text) from None
+    return module.make(config)
 
 
-def update(net: Net, grads, optimiser) -> Net:
-    """One optimiser step; returns the new network."""
-    updates, opt = optimiser.update(grads, net.opt, net.params)
-    return net._replace(params=optax.apply_updates(net.params, updates), opt=opt)
+def beginning(nets: dict[str, Net], stages: dict[str, State] | None = None) -> State:
+    """The State before the first step. stages: those that the task needs to answer; their optimisers are left behind."""
+    kept = {name: answering(state) for name, state in (stages or {}).items()}
+    return State(jnp.zeros((), jnp.int32), nets, kept)
 
 
-def rmsprop(rate, *, weight_decay: float = 0.0):
-    """RMSprop with PyTorch's semantics: decay .99, eps 1e-8 outside the root, coupled L2, first average zero."""
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False, initial_scale=0.0),
-        optax.scale_by_learning_rate(rate),
-    )
+def answering(state: State) -> State:
+    """What of a State is needed to answer: no optimisers, and of a validated network its best parameters."""
+
+    def of(net):
+        params, stats = net.best[1:] if net.best else (net.params, net.stats)
+        return Net(params, stats)
+
+    return State(state.step, {name: of(net) for name, net in state.nets.items()}, {k: answering(s) for k, s in state.stages.items()})
 
 
-def adam(rate, *, weight_decay: float = 0.0):
-    """Adam with L2 on the kernels (not the biases) added to the gradient, as Lasagne's penalty does."""
-    kernels = lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params)  # noqa: E731
-    return optax.chain(
-        optax.add_decayed_weights(weight_decay, mask=kernels),
-        optax.scale_by_adam(),
-        optax.scale_by_learning_rate(rate),
-    )
-
-
-def clip(params, bound: float):
-    """Clamp every parameter to [-bound, bound]: the weight clipping of a Wasserstein critic."""
-    return jax.tree.map(lambda p: jnp.clip(p, -bound, bound), params)
-
-
-def spectral(params, *, bound: float = 1.0, iterations: int = 8):
-    """Scale every kernel down to a largest singular value of `bound`, as a matrix [all inputs, outputs] (Miyato 2018, section 2.1)."""
-
-    def limit(kernel):
-        if kernel.ndim < 2:
-            return kernel
-        matrix = kernel.reshape(-1, kernel.shape[-1])
-        u = jnp.ones(matrix.shape[1], kernel.dtype)
-        for _ in range(iterations):
-            u = matrix.T @ (matrix @ u)
-            u = u / (jnp.linalg.norm(u) + 1e-12)
-        return kernel * jnp.minimum(1.0, bound / (jnp.linalg.norm(matrix @ u) + 1e-12))
-
-    return jax.tree.map(limit, params)
-
-
-def learning_rate(*, peak: float, steps: int, warmup: int, drop_at: float, drop: float):
-    """Linear warm-up over `warmup` steps, then constant, times `drop` after the share `drop_at` of `steps`."""
-
-    def rate(step):
-        warm = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
-        return peak * warm * jnp.where(step >= drop_at * steps, drop, 1.0)
-
-    return rate
+def is_traced(*trees) -> bool:
+    """Whether any array in these trees is an argument of a program that is being compiled."""
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(trees))

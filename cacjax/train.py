@@ -1,31 +1,29 @@
 """Train a system: `python -m cacjax.train --config uda.py --workdir runs/uda`.
 
 --config names a file in configs/ (or a path), with a variant after a colon: uda.py:tiny. Any key of it can be overridden:
---config.seed=1 --config.critic.clip=0.05. The same command continues an interrupted run from its last checkpoint (also after
+--config.seed=1 --config.critic.clip=0.05. Earlier stages that the config names are trained first, in WORKDIR/<stage>, unless
+--config.stages.<stage>.workdir names a run of them. The same command continues an interrupted run from its last checkpoint (also after
 Ctrl-C). WORKDIR gets config.json, metrics.jsonl, TensorBoard events, learning curves (curves.png) and checkpoints/.
 """
 
-import functools
-import importlib
-import json
 import math
-import os
 import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from absl import app, flags, logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
-from cacjax.data import cohorts, detected, loader, sampling
-from cacjax.task import State, Task
+from cacjax.data import cohorts
+from cacjax.data.sampling import mesh_axes
+from cacjax.task import State, Task, build
 from cacjax.training.progress import Interrupt, Progress
+from cacjax.training.streams import batches_of, example_batch, streams_of
+from cacjax.training.workdir import abstract_state, checkpoints, keep_config, load, of_this_version, read_config
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-RESUMABLE_CHANGES = ("steps", "log_every", "checkpoint_every", "data", "source_workdir", "source")
 
 
 def train(config: ConfigDict, workdir) -> State:
@@ -35,38 +33,43 @@ def train(config: ConfigDict, workdir) -> State:
     saves a checkpoint and raises KeyboardInterrupt.
     """
     workdir = pathlib.Path(workdir).absolute()
-    if config.get("source_workdir"):
-        with config.unlocked():
-            config.source = read_config(config.source_workdir)
+    adopt_stages(config)
     task = build(config)  # a wrong setting is told before anything is written or trained
     keep_config(config, workdir)
-    source = source_state(config, workdir)
-    mesh = make_mesh(config)
-    everywhere = NamedSharding(mesh, PartitionSpec())
-    shardings = batch_shardings(config, mesh)
+    stages = {name: stage_state(stage, config.seed, workdir / name) for name, stage in config.stages.items()}
+    streams = streams_of(config.streams, task)
+    mesh = make_mesh(streams, len(jax.devices()))
+    shapes = abstract_state(config, task, stages)
+    placed, batch_placed = state_shardings(shapes, task, mesh), batch_shardings(streams, mesh)
     init_key, step_key = jax.random.split(jax.random.key(config.seed))
-    abstract = abstract_state(config, everywhere)
     step_fn = jax.jit(
         lambda state, batch: task.train_step(state, batch, jax.random.fold_in(step_key, state.step)),
-        in_shardings=(everywhere, shardings),
-        out_shardings=(everywhere, everywhere),
+        in_shardings=(placed, batch_placed),
+        out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
     )
     with checkpoints(workdir) as manager:
         if (last := manager.latest_step()) is None:
-            last = 0
-            init = functools.partial(task.init, batch=example_batch(config))
-            state = jax.jit(lambda key, source: init(key, source=source), out_shardings=everywhere)(init_key, source)
+            last, example = 0, example_batch(streams)
+            state = jax.jit(lambda key, stages: task.init(key, example, stages), out_shardings=placed)(init_key, stages)
         else:
-            state = manager.restore(last, args=ocp.args.StandardRestore(abstract))
+            wanted = jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, placed)
+            state = manager.restore(last, args=ocp.args.StandardRestore(wanted))
         if last >= config.steps:
             return state
-        batches = make_batches(config, last, records_of(config, source, workdir))
+        records = cohorts.open(config)
+        if task.prepare:
+            records = task.prepare(records, stages, workdir)
+        batches = batches_of(streams, records, config, last)
+        validate = validation(config, task, records, mesh, placed, last) if task.validate else None
         shown = Progress(workdir, name=config.task, start=last, stop=config.steps, every=config.log_every)
         with Interrupt() as interrupt, shown as progress:
             for step in range(last + 1, config.steps + 1):
-                batch = place(progress.waiting(batches), shardings)
+                batch = place(progress.waiting(batches), batch_placed)
                 state, metrics = step_fn(state, batch)
+                if validate and step % config.validate_every == 0:
+                    state, more = validate(state)
+                    metrics = metrics | more
                 progress.step(step, metrics)
                 if step % config.checkpoint_every == 0 or step == config.steps or interrupt.asked:
                     progress.flush()  # raises when a metric is not finite, before anything is saved
@@ -79,158 +82,82 @@ def train(config: ConfigDict, workdir) -> State:
     return state
 
 
-def source_state(config, workdir) -> State | None:
-    """The source network's state that an adaptation starts from: restored, or trained first in WORKDIR/source."""
-    if "source" not in config:
-        return None
-    if config.source_workdir:
-        return restore(config.source_workdir)[1]
-    with config.source.unlocked():
-        config.source.seed = config.seed
-    return jax.device_get(train(config.source, workdir / "source"))
+def adopt_stages(config) -> None:
+    """Put the own config of each earlier stage that is a run already in the place of the one that it would be trained with."""
+    for name, stage in config.stages.items():
+        if stage.workdir:
+            own = ConfigDict(read_config(stage.workdir).to_dict() | {"workdir": stage.workdir})
+            with of_this_version(stage.workdir), config.unlocked():
+                build(own)
+                config.stages[name] = own
+        else:
+            adopt_stages(stage)
 
 
-def restore(workdir) -> tuple[ConfigDict, State]:
-    """Read the config and the newest checkpoint of a run.
+def stage_state(stage, seed, workdir) -> State:
+    """The state of an earlier stage: restored from its run, or trained first."""
+    if stage.workdir:
+        return jax.device_get(load(stage.workdir).state)
+    with stage.unlocked():
+        stage.seed = seed
+    return jax.device_get(train(stage, workdir))
 
-    Raises FileNotFoundError naming what is missing, ValueError where the config lacks a setting that this version reads.
+
+def validation(config, task, records, mesh, placed, last):
+    """validate(state) -> (state, metrics) on the next batch of `config.validation`; the n-th validation of a run sees the n-th batch."""
+    streams = streams_of(config.validation, task)
+    batch_placed = batch_shardings(streams, mesh)
+    batches = batches_of(streams, records, config, last // config.validate_every)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    sharded = {"in_shardings": (placed, batch_placed), "out_shardings": (placed, everywhere), "donate_argnums": 0}
+    compiled = jax.jit(task.validate, **sharded)
+    return lambda state: compiled(state, place(next(batches), batch_placed))
+
+
+def make_mesh(streams, devices: int):
+    """A mesh over all devices, or over as many as divide every batch; the step is one program over it.
+
+    Its axes are "data", and before it each further one that a stream's `axes` name, as long as divides what lies along it.
     """
-    workdir = pathlib.Path(workdir).absolute()
-    config = read_config(workdir)
-    with checkpoints(workdir) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise FileNotFoundError(f"{workdir} holds no finished checkpoint: run the training command again to continue it")
-        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        try:
-            abstract = abstract_state(config, device)
-        except AttributeError as error:
-            text = f"lacks the setting {error}: it is of another version of cacjax; train the run anew, or use that version"
-            raise ValueError(f"{workdir / 'config.json'} {text}") from None
-        return config, manager.restore(step, args=ocp.args.StandardRestore(abstract))
+    along = {}
+    for spec, count in streams.values():
+        for name, number in zip(mesh_axes(spec, count), count):
+            if name:
+                along[name] = math.gcd(along.get(name, 0), number)
+    shape, left = {}, devices
+    for name in sorted(along, key=lambda name: name == "data"):
+        shape[name] = math.gcd(left, along[name])
+        left //= shape[name]
+    count = math.prod(shape.values())
+    if count < devices:
+        print(f"using {count} of {devices} devices: the batch sizes have no larger common divisor", file=sys.stderr)
+    axis_types = (AxisType.Auto,) * len(shape)
+    return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=axis_types, devices=jax.devices()[:count])
 
 
-def read_config(workdir) -> ConfigDict:
-    """The config of a run; FileNotFoundError where there is none."""
-    path = pathlib.Path(workdir).absolute() / "config.json"
-    if not path.exists():
-        raise FileNotFoundError(f"{path.parent} holds no run: expected {path}; train one with python -m cacjax.train")
-    return ConfigDict(json.loads(path.read_text(), object_hook=_tuples))
+def batch_shardings(streams, mesh) -> dict:
+    """How each stream's samples are split over the mesh."""
+
+    def of(spec, count):
+        return NamedSharding(mesh, PartitionSpec(*(name if name in mesh.axis_names else None for name in mesh_axes(spec, count))))
+
+    return {name: dict.fromkeys(arrays, of(*streams[name])) for name, arrays in example_batch(streams).items()}
 
 
-def load(workdir):
-    """Return (config, predict) of a trained run; predict(hu [z, y, x], box=None) -> Prediction."""
-    config, state = restore(workdir)
-    return config, functools.partial(build(config).predict, state)
+def state_shardings(shapes: State, task: Task, mesh):
+    """Where each array of a State lies: everywhere, or, of the networks in `Task.spread`, a member or some on each part of the mesh."""
 
+    def of(name):
+        axis = task.spread.get(name)
+        return NamedSharding(mesh, PartitionSpec(axis) if axis in mesh.axis_names else PartitionSpec())
 
-def build(config) -> Task:
-    """The task that a config names."""
-    return importlib.import_module(f"cacjax.tasks.{config.task}").make(config)
-
-
-def streams_of(config) -> dict:
-    """{name: (sampling.StreamSpec, count)} of a config's streams, cut as its task wants them."""
-    cut = build(config).cut(config)
-
-    def spec(stream):
-        own = {k: v for k, v in stream.items() if k not in ("count", "split")}
-        return sampling.StreamSpec(splits=(stream.split,), **own, **cut), tuple(stream.count)
-
-    return {name: spec(stream) for name, stream in config.streams.items()}
-
-
-def example_batch(config) -> dict:
-    """Shapes of one batch: per stream "hu", and "label" if it is labelled, [*count, ...] as `sampling.sample_shapes` says."""
-    dtypes = {"hu": jnp.float32, "label": jnp.uint8}
-
-    def shapes(spec, count):
-        return {part: jax.ShapeDtypeStruct((*count, *shape), dtypes[part]) for part, shape in sampling.sample_shapes(spec).items()}
-
-    return {name: shapes(*stream) for name, stream in streams_of(config).items()}
-
-
-def abstract_state(config, sharding):
-    """Shapes of the State that `config` trains, placed by `sharding`: what a restore needs."""
-    key = jax.random.key(0)
-    source = abstract_state(config.source, sharding) if "source" in config else None
-    shapes = jax.eval_shape(lambda s: build(config).init(key, example_batch(config), s), source)
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-
-
-def make_mesh(config):
-    """A mesh over all devices, or over as many as divide every batch; the step is one program over it."""
-    devices = jax.devices()
-    count = math.gcd(len(devices), *(stream.count[-1] for stream in config.streams.values()))
-    if count < len(devices):
-        print(f"using {count} of {len(devices)} devices: the batch sizes have no larger common divisor", file=sys.stderr)
-    return jax.make_mesh((count,), ("data",), axis_types=(AxisType.Auto,), devices=devices[:count])
-
-
-def batch_shardings(config, mesh) -> dict:
-    """Each stream's samples are split over the mesh along the last axis of its count."""
-
-    def of(stream):
-        return NamedSharding(mesh, PartitionSpec(*[None] * (len(stream.count) - 1), "data"))
-
-    return {name: {part: of(config.streams[name]) for part in arrays} for name, arrays in example_batch(config).items()}
-
-
-def records_of(config, source, workdir) -> dict:
-    """{split: records}; where a stream asks for it, with what the source network detects, which is kept in WORKDIR/detected."""
-    records = cohorts.open(config)
-    asking = {stream.split: stream.view for stream in config.streams.values() if sampling.DETECTED in dict(stream.strata)}
-    for split, seen in asking.items():
-        predict = functools.partial(build(config.source).predict, source)
-        records = records | {split: detected.detect(records[split], predict, workdir / "detected", seen=seen)}
-    return records
-
-
-def make_batches(config, step: int, records):
-    """The loader of a config's streams from {split: records}, at the position that follows from `step`."""
-    return loader.make_loader(
-        records,
-        streams_of(config),
-        seed=config.seed,
-        step=step,
-        num_threads=config.data.loader.threads,
-        num_workers=config.data.loader.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
+    everywhere = jax.tree.map(lambda _: of(None), shapes)
+    return everywhere._replace(nets={name: jax.tree.map(lambda _, n=name: of(n), net) for name, net in shapes.nets.items()})
 
 
 def place(batch, shardings):
     """Put this process's share of a batch onto the mesh."""
     return jax.tree.map(lambda x, s: jax.make_array_from_process_local_data(s, x), batch, shardings)
-
-
-def checkpoints(workdir) -> ocp.CheckpointManager:
-    """The run's checkpoints: the newest three, written in the background, complete or not at all."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=3, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager(workdir / "checkpoints", options=options)
-
-
-def keep_config(config, workdir) -> None:
-    """Write config.json; raise ValueError when the run in `workdir` was started with other settings."""
-    workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    text = json.dumps(config.to_dict(), indent=2)
-    if path.exists():
-        old, new = json.loads(path.read_text()), json.loads(text)
-        changed = [k for k in old.keys() | new.keys() if old.get(k) != new.get(k) and k not in RESUMABLE_CHANGES]
-        if changed:
-            pairs = ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in sorted(changed))
-            raise ValueError(f"{workdir} holds a run with other settings ({pairs}); choose another --workdir or delete it")
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(text)
-    os.replace(temporary, path)
-
-
-def _tuples(record: dict) -> dict:
-    """JSON turns tuples into lists; a config holds tuples."""
-    freeze = lambda v: tuple(map(freeze, v)) if isinstance(v, list) else v  # noqa: E731
-    return {key: freeze(value) for key, value in record.items()}
 
 
 def resolve(arguments: list[str]) -> list[str]:

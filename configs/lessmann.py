@@ -2,11 +2,13 @@
 
 Paper:     Lessmann et al. 2018 (first stage), as retrained by Zhai et al. 2022, section 2.2
 Command:   python -m cacjax.train --config lessmann.py --workdir runs/lessmann
-Expected:  on non-contrast CT sensitivity .89, F1 .66 (Zhai 2022, Table 2, first column; their data are not public)
+Published: on non-contrast CT sensitivity .89, F1 .66 (Zhai 2022, Table 2, first column; their data are not public)
+Measured:  `tiny` on 40 phantom cardiac CT: sensitivity .90, F1 .62 (tools/results/uda.md, first row)
 Variants:  lessmann.py:tiny        one orientation, 16 channels, trained on whole maps: minutes on a laptop
            lessmann.py:tiny,tone   the same with random tone curves as augmentation, which alone carries over to CCTA
            lessmann.py:tiny,three  the same with three orientations, as published: about three times as long
            lessmann.py:tone        published size with tone curves
+Differs:   nothing but the data. `tiny` learns from every voxel of axial maps of three slices, weighted, without deep supervision
 """
 
 from ml_collections import ConfigDict
@@ -20,8 +22,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if words - {"tiny", "tone", "three"}:
         raise ValueError(f"unknown variant {variant!r}: expected words among tiny, tone, three with commas between")
     config = ConfigDict({"task": "lessmann", "seed": 0})
-    config.spacing_mm = (1.5, 0.66, 0.66)
-    config.view = "none"  # or "contrast_removed": how the detector sees enhanced scans (cacjax.kernels.view)
+    config.stages = ConfigDict()  # none before it
     config.steps = 35_000  # 700 epochs x 5 x 10 minibatches
     config.log_every = 50
     config.checkpoint_every = 500
@@ -49,6 +50,15 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimiser.rate = ConfigDict({"peak": 5e-4, "warmup": 0, "drop_at": 1.0, "drop": 1.0})
     config.optimiser.weight_decay = 5e-5
 
+    config.scoring = ConfigDict()
+    config.scoring.rule = "default"  # of cacjax.kernels.rules, or several with commas between
+    config.scoring.scheme = "default"  # risk categories, of cacjax.kernels.scores.SCHEMES
+    config.scoring.threshold = "scan"  # the scan's own; or "scan_whole": cut to whole HU, as the code of Zhai 2022
+    config.scoring.fp_reduction = "paper"  # or "authors_code", "none": how false positives are reduced
+    config.scoring.heart_dilation_mm = 5.0  # a ball of 10 mm diameter (Zhai 2022, section 2.5): the arteries lie on the heart's border
+    config.scoring.classify = "all"  # or "threshold", "mask": fewer voxels, the same mask (cacjax.inference.candidates)
+    config.scoring.view = "none"  # or "contrast_removed": how the detector sees enhanced scans (cacjax.kernels.view)
+
     config.data = phantom_data.get_config("tiny" if "tiny" in words else "")
     config.streams = ConfigDict()
     config.streams.source = ConfigDict()
@@ -58,8 +68,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.streams.source.strata = (("bright_in_slice", 0.125), ("anywhere_in_slice", 0.375), ("calcium_in_slice", 0.5))
     config.streams.source.jitter_px = 0
     config.streams.source.labelled = True
-    config.streams.source.tone = 1.0 if "tone" in words else 0.0  # chance that a patch is augmented with a tone curve
-    config.streams.source.tone_lift = True  # curves may lift soft tissue as contrast medium does
+    # (name, chance): tone curves that may lift soft tissue as contrast medium does, see cacjax.data.tones
+    config.streams.source.augment = (("tone_lift", 1.0),) if "tone" in words else ()
     config.streams.source.view = "none"
     config.streams.source.scans_in_memory = 60
     config.streams.source.swap_every = 300  # steps; the ancestor swaps 10 of 60 every 50

@@ -11,18 +11,20 @@ def get_config(variant: str = "") -> ConfigDict:
     data = ConfigDict()
     data.kind = "phantom"  # or "folder"
     data.manifest = ""  # of "folder"
-    data.order = 3  # of "folder": spline order of resampling to the network's grid, as the published code; 1 is linear
-    # "classes": 0-6 as in cacjax.kernels.scores.CLASSES, or "structures": 0-7 as in cacjax.scoring.hearts.STRUCTURES; of "folder" also
+    # "classes": 0-6 as in cacjax.classes.CLASSES, or "structures": 0-7 as in cacjax.classes.STRUCTURES; of "folder" also
     # "overlay": the codes of Lessmann and Zhai
     data.labels = "classes"
     data.directory = ""  # where prepared data lie; empty: CACJAX_DATA_DIR, else ~/.cache/cacjax/datasets
     data.workers = 2  # processes that make or read scans at preparation
     data.seed = 1000
     data.shape = (96, 256, 256)
-    data.spacing_mm = (1.5, 0.66, 0.66)
+    # The network's: scans of a folder are resampled to it, "spline" as the published code or "linear" (see cacjax.kernels.grids)
+    data.grid = ConfigDict({"kind": "spline", "spacing_mm": (1.5, 0.66, 0.66)})
     data.splits = ConfigDict()
-    data.splits.source_train = ConfigDict({"protocol": "cardiac", "count": 60})
-    data.splits.target_train = ConfigDict({"protocol": "ccta", "count": 60})
+    data.splits.source_train = ConfigDict({"protocol": "cardiac", "count": 60, "calcified": 0.0})  # the last: share of patients
+    data.splits.target_train = ConfigDict({"protocol": "ccta", "count": 60, "calcified": 0.0})
+    data.folds = 0  # cross-validation: source splits NAME are without fold `fold`, which is NAME_test, of so many folds
+    data.fold = 0
     if variant == "tiny":
         data.shape = (80, 208, 208)
         data.splits.source_train.calcified = 0.75  # of 24 unselected patients 10 have calcium: too few to learn it from

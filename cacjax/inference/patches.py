@@ -13,11 +13,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from tqdm import tqdm
 
-from cacjax.inference import rectangles
-from cacjax.inference.rectangles import AIR_HU
+from cacjax.classes import AIR_HU
+from cacjax.inference import rectangles, steps
 from cacjax.kernels import bits
+from cacjax.task import is_traced
 
 BLOCK = {"cpu": 64}  # voxels at once; 1024 elsewhere
 STEP = 16  # blocks between two looks at the progress bar
@@ -73,18 +73,11 @@ def probability(model, variables, hu, asked, field: Field):
     model: gives logits [b, 2] of patches; hu: [z, y, x] Hounsfield units. Traced arrays make it a part of the caller's program; with
     others it runs in steps and shows its progress after some seconds.
     """
-    everything = jnp.full(hu.shape, UNDECIDED, jnp.float32)
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((variables, hu, asked))):
-        packed = rectangles.pack(asked)
-        return _advance(model, field, variables, hu, packed, 0, _count_blocks(packed), everything)
+    traced = is_traced(variables, hu, asked)
     hu, packed = jnp.asarray(hu), rectangles.pack(jnp.asarray(asked))
-    total = int(_count_blocks(packed))
-    with tqdm(total=total, unit="block", desc="second stage", disable=None, delay=5, leave=False) as progress:
-        for first in range(0, total, STEP):
-            last = min(first + STEP, total)
-            everything = jax.block_until_ready(_advance(model, field, variables, hu, packed, first, last, everything))
-            progress.update(last - first)
-    return everything
+    everything = jnp.full(hu.shape, UNDECIDED, jnp.float32)
+    kind = {"traced": traced, "every": STEP, "unit": "block", "title": "second stage"}
+    return steps.advance(functools.partial(_advance, model, field, variables, hu, packed), _count_blocks(packed), everything, **kind)
 
 
 def _count_blocks(packed):

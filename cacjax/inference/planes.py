@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from tqdm import tqdm
 
-from cacjax.inference import rectangles
-from cacjax.inference.rectangles import AIR_HU, KINDS, NONE
+from cacjax.classes import AIR_HU
+from cacjax.inference import rectangles, steps
+from cacjax.inference.rectangles import KINDS, NONE
 from cacjax.models.dilated import doubling, margin
-from cacjax.task import Prediction
+from cacjax.task import is_traced
 
 FEATURE_BYTES = 2**29  # bound on the feature vectors of one chunk of wanted voxels
 BLOCK = 4096  # voxels classified at once
@@ -32,8 +32,8 @@ def normalise(hu):
     return (jnp.clip(hu.astype(jnp.float32), -1000.0, 3000.0) - 130.0) / 1130.0
 
 
-def predict(model, params, hu, wanted=None, *, slab: int = 1, stored: str = "float32") -> Prediction:
-    """Classify the wanted voxels of a scan; background elsewhere.
+def predict(model, params, hu, wanted=None, *, slab: int = 1, stored: str = "float32"):
+    """Classify the wanted voxels of a scan, background elsewhere: (label uint8, P(classes 1 to 3) float32), both [z, y, x].
 
     model: a `Dilated` network; hu: [z, y, x] Hounsfield units on its grid; wanted: bool [z, y, x], None for all voxels;
     stored: kind of the feature vectors that wait for the main head ("float16" as in Zhai 2022's code). Traced arrays make it a part
@@ -41,38 +41,18 @@ def predict(model, params, hu, wanted=None, *, slab: int = 1, stored: str = "flo
     """
     hu = jnp.asarray(hu)
     wanted = jnp.ones(hu.shape, bool) if wanted is None else jnp.asarray(wanted, bool)
-    traced = any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((params, hu, wanted)))
-    return Prediction(*(_compute if traced else _compute_in_steps)(model, slab, stored, params, hu, wanted), hu)
+    traced = is_traced(params, hu, wanted)
+    capacity, packed = _capacity(model, hu.shape), rectangles.pack(wanted)
 
-
-def _compute(model, slab, stored, params, hu, wanted):
     def one(number, found):
         chunk = rectangles.chunk_of(packed, number, capacity)
         work = rectangles.survey(model, chunk, hu.shape)
-        rows = _look(model, slab, params, hu, chunk, work, 0, work.bounds[-1], _no_rows(model, capacity, stored))
+        look = functools.partial(_look, model, slab, params, hu, chunk, work)
+        kind = {"traced": traced, "every": STEP, "unit": "plane", "title": "detect"}
+        rows = steps.advance(look, work.bounds[-1], _no_rows(model, capacity, stored), **kind)
         return _classify(model, params, rows, chunk, found)
 
-    capacity = _capacity(model, hu.shape)
-    packed = rectangles.pack(wanted)
-    return lax.fori_loop(0, rectangles.count_chunks(packed.n, capacity), one, _nothing(hu.shape))
-
-
-def _compute_in_steps(model, slab, stored, params, hu, wanted):
-    """`_compute` as a loop on the host."""
-    capacity = _capacity(model, hu.shape)
-    packed = rectangles.pack(wanted)
-    found = _nothing(hu.shape)
-    for number in range(int(rectangles.count_chunks(packed.n, capacity))):
-        chunk = rectangles.chunk_of(packed, number, capacity)
-        work = rectangles.survey(model, chunk, hu.shape)
-        rows, total = _no_rows(model, capacity, stored), int(work.bounds[-1])
-        with tqdm(total=total, unit="plane", desc="detect", disable=None, delay=5, leave=False) as progress:
-            for first in range(0, total, STEP):
-                last = min(first + STEP, total)
-                rows = jax.block_until_ready(_look(model, slab, params, hu, chunk, work, first, last, rows))
-                progress.update(last - first)
-        found = _classify(model, params, rows, chunk, found)
-    return found
+    return steps.repeat(one, rectangles.count_chunks(packed.n, capacity), _nothing(hu.shape), traced=traced)
 
 
 def _nothing(shape):

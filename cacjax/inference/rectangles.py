@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from cacjax.classes import AIR_HU
 from cacjax.kernels import runs
 from cacjax.models.dilated import doubling, margin, middle_pixels
 
-AIR_HU = -1000.0
 LEAST_SIDE, GROWTH = 32, 1.5  # of the sizes of rectangles: cost goes up by at most this factor per side; each is compiled
 SINGLE_COST = {"cpu": 1.8}  # of a pixel computed for one voxel against one of a rectangle; where it was not measured: rectangles only
 NONE = -1

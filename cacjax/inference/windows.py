@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cacjax.inference import steps
+
 
 def slide(network, hu: np.ndarray, *, window: int, overlap: int, grain: int = 8) -> np.ndarray:
     """Mean probabilities [classes, z, y, x] of a network over windows of a scan that overlap by `overlap` voxels at least.
@@ -17,13 +19,17 @@ def slide(network, hu: np.ndarray, *, window: int, overlap: int, grain: int = 8)
     hu = np.asarray(hu, np.float32)
     sides = [min(window, -(-n // grain) * grain) for n in hu.shape]
     padded = np.pad(hu, [(0, max(side - n, 0)) for side, n in zip(sides, hu.shape)], mode="edge")
-    total, times = None, np.zeros(padded.shape, np.float32)
-    for corner in itertools.product(*(_starts(n, side, overlap) for n, side in zip(padded.shape, sides))):
-        here = tuple(slice(a, a + side) for a, side in zip(corner, sides))
+    corners = list(itertools.product(*(_starts(n, side, overlap) for n, side in zip(padded.shape, sides))))
+
+    def one(number, _, sums):
+        here = tuple(slice(a, a + side) for a, side in zip(corners[number], sides))
         found = np.moveaxis(np.asarray(network(padded[here][None]))[0], -1, 0)
-        total = np.zeros((len(found), *padded.shape), np.float32) if total is None else total
+        total, times = sums or (np.zeros((len(found), *padded.shape), np.float32), np.zeros(padded.shape, np.float32))
         total[(slice(None), *here)] += found
         times[here] += 1
+        return total, times
+
+    total, times = steps.advance(one, len(corners), None, traced=False, every=1, unit="window", title="segment")
     return (total / times)[(slice(None), *(slice(0, n) for n in hu.shape))]
 
 

@@ -5,13 +5,13 @@ import csv
 import functools
 import json
 import multiprocessing
-import os
 import pathlib
 import tempfile
 
 import numpy as np
 import tqdm
 
+from cacjax.files.atomic import replace
 from cacjax.files.dicom import write_dicom
 from cacjax.files.scan import write_image
 from cacjax.phantom import picture
@@ -104,6 +104,4 @@ def _write_csv(path, columns, rows):
 
 
 def _replace(path, text):
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    part.write_text(text)
-    os.replace(part, path)
+    replace(path, lambda aside: aside.write_text(text))

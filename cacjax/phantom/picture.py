@@ -1,12 +1,11 @@
 """Pictures of synthetic scans: axial slices with the marked calcium and a coronal cut, and one slice of each protocol."""
 
-import os
-import pathlib
-
 import numpy as np
 from matplotlib import colors
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from cacjax.files.atomic import replace
 
 NATIVE_WINDOW_HU, CONTRAST_WINDOW_HU = (-160, 300), (-150, 600)
 CLASS_COLOURS = ("none", "#e6194b", "#3cb44b", "#4363d8", "#f58231", "#911eb4", "#42d4f4")
@@ -105,8 +104,4 @@ def _figure(columns, rows, inches):
 
 
 def _save(figure, path):
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.stem}.{os.getpid()}.part.png")
-    figure.savefig(part)
-    os.replace(part, path)
+    replace(path, figure.savefig)

@@ -6,7 +6,7 @@ on top is seen from the feet, as radiologists hold it: the patient's right is on
 
 import numpy as np
 
-from cacjax.report.tables import replace
+from cacjax.files.atomic import replace
 
 COLOURS = ("#ff2d55", "#ffd60a", "#32d74b", "#0a84ff", "#bf5af2", "#ff9f0a", "#64d2ff", "#ac8e68", "#ff6961")
 CAPTION = {"color": "white", "fontsize": 8}

@@ -1,25 +1,14 @@
 """Rows and records on disk: CSV, JSON, tables for the terminal. Every file is written aside and renamed into place."""
 
 import csv
+import io
 import json
-import os
-import pathlib
 
 import numpy as np
 
-COLUMNS = ("scan", "status", "reason", "artery", "agatston", "volume_mm3", "mass_mg", "n_lesions", "category")
+from cacjax.files.atomic import replace
 
-
-def replace(path, write):
-    """Call `write(temporary path)`, then rename the result to `path`: a reader never sees half a file."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        write(aside)
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+COLUMNS = ("scan", "status", "reason", "rule", "artery", "agatston", "volume_mm3", "mass_mg", "n_lesions", "category", "map_hu_mm3")
 
 
 def write_csv(path, rows, columns):
@@ -29,9 +18,21 @@ def write_csv(path, rows, columns):
         with open(aside, "w", newline="") as file:
             table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
             table.writeheader()
-            table.writerows({key: "" if _undefined(value) else value for key, value in row.items()} for row in rows)
+            table.writerows(map(_filled, rows))
 
     replace(path, write)
+
+
+def append_csv(path, rows, columns):
+    """Add rows to a file that `write_csv` began, in one piece: a reader sees whole rows."""
+    lines = io.StringIO(newline="")
+    csv.DictWriter(lines, columns, restval="", extrasaction="ignore").writerows(map(_filled, rows))
+    with open(path, "a", newline="") as file:
+        file.write(lines.getvalue())
+
+
+def _filled(row):
+    return {key: "" if _undefined(value) else value for key, value in row.items()}
 
 
 def write_json(path, record):

@@ -1,8 +1,8 @@
-"""Detection and scoring of one scan as one compiled program, from Hounsfield units to tables. Arrays [z, y, x].
+"""Detection and scoring of one scan as one compiled program, from Hounsfield units to tables, for any system. Arrays [z, y, x].
 
-Scans are padded to a few shapes, and everything else that differs between scans (spacing, thresholds, heart, how both grids lie,
-what the rule comes to) is an argument: a second scan of a like size compiles nothing. A capacity that does not hold all lesions
-is told by the tables (`overflow`), and `tabulate` counts again with a larger one; nothing is lost.
+Scans are padded to a few shapes, and everything else that differs between scans (spacing, thresholds, heart, what the system planned,
+what the rules come to) is an argument: a second scan of a like size compiles nothing. A capacity that does not hold all lesions is told
+by the tables (`overflow`), and `tabulate` counts again with a larger one; nothing is lost.
 """
 
 import functools
@@ -13,212 +13,119 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cacjax.inference.planes import AIR_HU
-from cacjax.kernels import lesions, runs, scores, spatial, view
-from cacjax.task import Prediction
-
-SIDES = (32, 64, 64)  # sides of scans are rounded up to multiples of these
-BALL_STEP = 4
-NO_HU = -32768.0  # of what a scan is padded with: below every threshold
-N_CLASSES = len(scores.CLASSES) - 1
-CLASSIFY = ("all", "threshold", "mask")  # voxels >= Case.least_hu, those >= Case.threshold_hu, those that can end in the mask
+from cacjax.kernels import lesions, runs, scores
 
 
-class Grids(NamedTuple):
-    """How the scan's grid and the network's lie to each other; plans are None where they are one. Sizes int32 [3].
+class Kind(NamedTuple):
+    """What of a scoring rule makes another program."""
 
-    shape, network_shape: without padding. box: lowest and highest + 1 voxel of the network's grid to look at, [2, 3].
-    """
-
-    shape: Any
-    spacing_mm: Any
-    network_shape: Any
-    box: Any
-    to_network: Any
-    to_scan: Any
-
-
-class Case(NamedTuple):
-    """One scan as the program takes it. hu: float32, padded; heart: bool, not dilated, or None, and the rows of the
-    `spatial.Ball` that dilates it; candidates are >= least_hu, what counts is >= threshold_hu; aorta_hu: mean of the ascending
-    aorta, NaN where unknown; numbers: see `scores.Numbers`."""
-
-    hu: Any
-    heart: Any
-    ball: Any
-    grids: Grids
-    least_hu: Any
-    threshold_hu: Any
-    aorta_hu: Any
-    numbers: scores.Numbers
-
-
-class How(NamedTuple):
-    """What makes another program. network: padded shape of the network's grid. reach: of the ball. reduction: "paper",
-    "authors_code", "none". classify: one of CLASSIFY. capacity: lesions per class; buckets: see `scores.count`; slab: weights of
-    the contrast-removing view, () for none. The rest is of the rule."""
-
-    network: tuple
-    reach: tuple
-    reduction: str
-    classify: str
     connectivity: int
     peak: str
     whole_lesions: bool
+
+
+class How(NamedTuple):
+    """What makes another program. plan: `Plan.how` of the system; kinds: of every rule; classes: `Detector.classes`; capacity: lesions per
+    class; buckets: see `scores.count`."""
+
+    plan: tuple
+    kinds: tuple[Kind, ...]
+    classes: tuple[int, ...]
     capacity: int = lesions.CAPACITIES[0]
     buckets: tuple = runs.BUCKETS[:3]
-    slab: tuple = ()
+
+
+class Reading(NamedTuple):
+    """How the answer is read, arguments of the program. shape (int32 [3]), spacing_mm (float32 [3]): of its grid, without padding;
+    numbers: `scores.Numbers` of every rule."""
+
+    shape: Any
+    spacing_mm: Any
+    numbers: tuple
 
 
 class Tables(NamedTuple):
-    """Totals [6] by class, risk category of coronary calcium, and the 26-connected lesions of each class, [6, capacity]."""
+    """Of every rule the totals by class [k] and the risk category of coronary calcium; the 26-connected lesions of each class,
+    [k, capacity]; the digits [k, 4] of the sum of the `Finding.map`, or None."""
 
-    totals: scores.Totals
-    category: jax.Array
+    totals: tuple
+    categories: tuple
     lesions: lesions.Lesions
+    map_hu: Any
 
 
-class Found(NamedTuple):
-    """Classes of calcium before and after reduction of false positives (uint8) and P(coronary calcium) (float32), on the padded
-    grid of the scan; what was removed; tables."""
-
-    mask: jax.Array
-    detected: jax.Array
-    probability: jax.Array
-    removed: lesions.Removed
-    tables: Tables
-
-
-def padded(shape):
-    """The shape that scans of this shape are padded to."""
-    return tuple(-(-n // side) * side for n, side in zip(shape, SIDES, strict=True))
-
-
-def pad(volume, *, fill):
-    """A volume (host) with `fill` behind its last voxels, to the shape that `padded` gives."""
-    return np.pad(volume, [(0, m - n) for n, m in zip(volume.shape, padded(volume.shape))], constant_values=fill)
-
-
-def join_grids(shape, spacing_mm, network_mm, box):
-    """(`Grids` of a scan, padded shape of the network's grid). box: of the network's grid, None for all of it."""
-    network = spatial.zoomed_shape(shape, spacing_mm, network_mm)
-    to_network, to_scan = None, None
-    if network != tuple(shape):
-        there, true_mm = spatial.plan(shape, network, spacing_mm, network_mm, order=3)
-        back, _ = spatial.plan(network, shape, true_mm, spacing_mm, order=0)
-        to_network, to_scan = spatial.lengthen(there, padded(network)), spatial.lengthen(back, padded(shape))
-    box = np.array(((0, 0, 0), network) if box is None else box, np.int32)
-    sizes = np.array(shape, np.int32), np.array(spacing_mm, np.float32), np.array(network, np.int32)
-    return Grids(*sizes, box, to_network, to_scan), padded(network)
-
-
-def traceable(predict):
-    """A detector's predict(hu, wanted) as an argument of a compiled program: the arrays that it holds are no constants."""
-    if isinstance(predict, functools.partial):
-        return jax.tree_util.Partial(predict.func, *predict.args, **predict.keywords)
-    return jax.tree_util.Partial(predict)
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def detect_and_score(find, state, case, reading, how):
+    """(`Finding`, `Tables`) of one `Case`, all in one program. find: `Detector.find`. Where scores read the scan itself, the Finding's hu
+    is left out: the caller has it."""
+    finding = find(state, case, how.plan)
+    tables = _tabulate(finding, reading, how)
+    return finding._replace(hu=None) if finding.hu is case.hu else finding, tables
 
 
 @functools.partial(jax.jit, static_argnums=2)
-def detect_and_score(predict, case, how):
-    """`Found` of one `Case`, all in one program. predict: see `traceable`."""
-    network_hu, wanted, around = _prepare(case, how)
-    return _conclude(case, how, check(predict(network_hu, wanted), how.network), around)
+def tabulate(finding, reading, how):
+    """`Tables` of a `Finding`."""
+    return _tabulate(finding, reading, how)
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def prepare(case, how):
-    """First part of `detect_and_score`: HU on the network's grid, its voxels to classify (bool), and the dilated heart or None."""
-    return _prepare(case, how)
+def over_scans(find, how, mesh):
+    """A compiled (state, cases, readings) -> (Finding, Tables) of stacked cases, which are shared out over the first axis of a mesh, each
+    device taking its scans one after another."""
+    axis, everywhere = jax.sharding.PartitionSpec(mesh.axis_names[0]), jax.sharding.PartitionSpec()
+
+    def shard(state, cases, readings):
+        return lax.map(lambda each: detect_and_score(find, state, *each, how), (cases, readings))
+
+    return jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=(everywhere, axis, axis), out_specs=axis, check_vma=False))
 
 
-@functools.partial(jax.jit, static_argnums=1)
-def conclude(case, how, prediction, around):
-    """Last part of `detect_and_score`, after the `Prediction`."""
-    return _conclude(case, how, prediction, around)
-
-
-@functools.partial(jax.jit, static_argnums=2)
-def tabulate(mask, case, how):
-    """`Tables` of a mask of classes."""
-    return _tabulate(mask, case, how)
-
-
-def over_scans(how, mesh):
-    """A compiled (predict, cases) -> Found of stacked cases, which are shared out over the first axis of a mesh, each device
-    taking its scans one after another."""
-    axis = jax.sharding.PartitionSpec(mesh.axis_names[0])
-
-    def shard(predict, cases):
-        return lax.map(lambda case: detect_and_score(predict, case, how), cases)
-
-    everywhere = jax.sharding.PartitionSpec()
-    return jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=(everywhere, axis), out_specs=axis, check_vma=False))
-
-
-def _prepare(case, how):
-    grids, hu = case.grids, case.hu
-    network_hu = hu if grids.to_network is None else spatial.sample(hu, grids.to_network)
-    if how.slab:
-        network_hu = view.remove_contrast(network_hu, case.aorta_hu, how.slab, grids.network_shape[0])
-    network_hu = jnp.where(_within(how.network, 0, grids.network_shape), network_hu, AIR_HU)
-    around = None if case.heart is None else spatial.spread(case.heart, case.ball, reach=how.reach)
-    wanted = _can_count(case, how, around)
-    if grids.to_scan is not None:
-        wanted = spatial.touched(wanted, grids.to_scan, how.network)
-    return network_hu, wanted & _within(how.network, *grids.box), around
-
-
-def _can_count(case, how, around):
-    """Voxels of the scan whose class is asked for."""
-    if how.classify == "all":
-        return case.hu >= case.least_hu
-    if how.classify == "threshold" or how.reduction == "none":
-        return case.hu >= case.threshold_hu
-    # Only voxels of lesions that the reduction keeps whatever their class. The authors' code counts votes before it cuts.
-    steps = lesions.STEPS if how.reduction == "paper" else ("threshold", "grow", "size")
-    everything = (case.hu >= case.threshold_hu).astype(jnp.uint8)
-    options = {"mode": how.reduction, "steps": steps}
-    return lesions.grow(everything, case.hu, case.threshold_hu, around, case.grids.spacing_mm, **options)[0] > 0
-
-
-def _within(shape, low, high):
-    """Bool of a shape: voxels from low to high - 1 along each axis."""
-    low, high = jnp.broadcast_to(low, 3), jnp.broadcast_to(high, 3)
-    z, y, x = ((jnp.arange(n) >= low[i]) & (jnp.arange(n) < high[i]) for i, n in enumerate(shape))
-    return z[:, None, None] & y[:, None] & x
-
-
-def _conclude(case, how, prediction, around):
-    label, probability = prediction.label, prediction.p_cac
-    if case.grids.to_scan is not None:
-        label, probability = (spatial.sample(each, case.grids.to_scan) for each in (label, probability))
-    detected = jnp.where(case.hu >= case.least_hu, label, 0).astype(jnp.uint8)
-    probability = jnp.where(case.hu >= case.threshold_hu, probability, 0)
-    if how.reduction == "none":
-        mask, removed = jnp.where(case.hu >= case.threshold_hu, detected, 0), lesions.Removed(*[jnp.int32(0)] * 6)
+def compute(detector, state, case, reading, how, *, long):
+    """(`Finding`, `Tables`) by one program, or, where that would stay silent for minutes, in steps under a progress bar; and tables whose
+    capacity holds everything."""
+    if long and jax.default_backend() == "cpu":
+        finding = detector.find(state, case, how.plan)
+        tables = tabulate(finding, reading, how)
     else:
-        spacing_mm = case.grids.spacing_mm
-        mask, removed = lesions.grow(detected, case.hu, case.threshold_hu, around, spacing_mm, mode=how.reduction)
-    return Found(mask, detected, probability, removed, _tabulate(mask, case, how))
+        finding, tables = detect_and_score(detector.find, state, case, reading, how)
+    finding = finding if finding.hu is not None else finding._replace(hu=case.hu)
+    if more := ample(tables := jax.device_get(tables), how):
+        tables = jax.device_get(tabulate(finding, reading, more))
+    return finding, tables
 
 
-def _tabulate(mask, case, how):
-    kind = {"n_regions": N_CLASSES, "connectivity": how.connectivity, "peak": how.peak, "buckets": how.buckets}
-    totals = scores.count(mask, case.hu, case.numbers, **kind)
+def _tabulate(finding, reading, how):
+    regions = _regions(finding.label, how.classes)
+
+    def of_rule(hu, numbers, kind):
+        options = {"n_regions": len(how.classes), "connectivity": kind.connectivity, "peak": kind.peak, "buckets": how.buckets}
+        return scores.count(regions, hu, numbers, **options)
 
     def of_class(number):
-        return lesions.find(mask == number, case.hu, mask, case.grids.spacing_mm, capacity=how.capacity)
+        return lesions.find(regions == number, finding.hu, finding.label, reading.spacing_mm, capacity=how.capacity)
 
     def none(number):
         del number
         return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-    numbers = jnp.arange(1, N_CLASSES + 1, dtype=mask.dtype)
+    totals = tuple(of_rule(finding.hu, *each) for each in zip(reading.numbers, how.kinds))
+    numbers = jnp.arange(1, len(how.classes) + 1, dtype=regions.dtype)
     shapes = jax.eval_shape(of_class, numbers[0])
-    found = lax.map(lambda number: lax.cond((mask == number).any(), of_class, none, number), numbers)
-    category = scores.risk(totals, case.numbers, whole_lesions=how.whole_lesions)
-    return Tables(totals, category, border(found, case.grids.shape))
+    found = lax.map(lambda number: lax.cond((regions == number).any(), of_class, none, number), numbers)
+    risk = functools.partial(scores.risk, classes=how.classes)
+    categories = tuple(risk(t, n, whole_lesions=kind.whole_lesions) for t, n, kind in zip(totals, reading.numbers, how.kinds))
+    map_hu = None
+    if finding.map is not None:  # every voxel of the label counts
+        everything = reading.numbers[0]._replace(threshold_hu=jnp.float32(-jnp.inf), least=jnp.int32(1))
+        map_hu = of_rule(finding.map, everything, how.kinds[0]).hu
+    return Tables(totals, categories, border(found, reading.shape), map_hu)
+
+
+def _regions(label, classes):
+    """A label whose class classes[i] is i + 1."""
+    if classes == tuple(range(1, len(classes) + 1)):
+        return label
+    return sum(((label == number) * np.uint8(i) for i, number in enumerate(classes, 1)), jnp.zeros_like(label))
 
 
 def border(found, shape):
@@ -228,17 +135,10 @@ def border(found, shape):
 
 def ample(tables, how):
     """`How` with capacities that hold what overflowed in `tables` (host), or None where nothing did."""
-    if not (tables.totals.overflow or tables.lesions.overflow.any()):
+    runs_needed = max((int(totals.runs) for totals in tables.totals if totals.overflow), default=0)
+    if not (runs_needed or tables.lesions.overflow.any()):
         return None
     most = int(tables.lesions.n.max())
     capacity = next((c for c in lesions.CAPACITIES if c >= most), most)
-    buckets = (runs.whole_chunks(int(tables.totals.runs)),) if tables.totals.overflow else how.buckets
+    buckets = (runs.whole_chunks(runs_needed),) if runs_needed else how.buckets
     return how._replace(capacity=max(capacity, how.capacity), buckets=buckets)
-
-
-def check(prediction, shape):
-    """Raise ValueError where a network answers on another grid than it was asked; returns the Prediction."""
-    for array in (prediction.label, prediction.p_cac):
-        if tuple(array.shape) != tuple(shape):
-            raise ValueError(f"prediction must have the network grid's shape {tuple(shape)}, got {tuple(array.shape)}")
-    return Prediction(*prediction)

@@ -3,39 +3,33 @@
 import jax
 import numpy as np
 
+from cacjax.classes import CLASSES
 from cacjax.files import scan
-from cacjax.kernels import rules, scores, view
-from cacjax.kernels.scores import CLASSES
-
-SCHEME = "default"
+from cacjax.kernels import rules
 
 
-def make_rows(totals, category=None):
-    """Scores as rows, one dict per artery or region. Only coronary calcium as a whole has a risk category, a number."""
+def make_rows(rule, totals, category=None, map_hu=None):
+    """Scores by a rule as rows, one dict per artery or region. Only coronary calcium as a whole has a risk category, a name.
+
+    map_hu: HU x mm³ of the map within each row's calcium, where the system gives a map.
+    """
     rows = []
     for k, name in enumerate(totals.names):
         agatston, mass_mg = float(totals.agatston[k]), float(totals.mass_mg[k])
-        row = {"artery": name, "agatston": agatston, "volume_mm3": float(totals.volume_mm3[k])}
+        row = {"rule": rule, "artery": name, "agatston": agatston, "volume_mm3": float(totals.volume_mm3[k])}
         row |= {"mass_mg": None if np.isnan(mass_mg) else mass_mg, "n_lesions": int(totals.n_lesions[k])}
-        row["category"] = scores.SCHEMES[SCHEME].names[category] if name == "CAC" else None
+        row |= {"category": category if name == "CAC" else None, "map_hu_mm3": None if map_hu is None else float(map_hu[k])}
         rows.append(row)
     return rows
 
 
-def lesions_by_class(found, affine):
+def lesions_by_class(found, affine, classes):
     """Every lesion of tables stacked by class, largest first within a class: a list of dicts, see `list_lesions`."""
     listed = []
-    for number, name in enumerate(CLASSES[1:]):
+    for number, label in enumerate(classes):
         entries = list_lesions(jax.tree.map(lambda field, k=number: field[k], found), affine)
-        listed += [{"artery": name, **lesion} for lesion in sorted(entries, key=lambda lesion: -lesion["n_voxels"])]
+        listed += [{"artery": CLASSES[label], **lesion} for lesion in sorted(entries, key=lambda lesion: -lesion["n_voxels"])]
     return listed
-
-
-def removed(counts, reduction):
-    """What reduction of false positives took away, as a dict; empty where nothing is, or where it was not even classified."""
-    if reduction["mode"] == "none" or reduction["classify"] != "all":
-        return {}
-    return {name: int(count) for name, count in counts._asdict().items()}
 
 
 def list_lesions(found, affine):
@@ -63,20 +57,12 @@ def describe_rule(name, rule, image):
     return {"name": name, **rule._asdict(), "minimum": rule.minimum._asdict(), "min_voxels": least}
 
 
-def describe_view(name, aorta_hu):
-    """What the detector sees, as the record shows it: {"name", "aorta_hu", "applied"}, and notes."""
-    wanted, known = name != "none", aorta_hu is not None
-    missing = ["the detector saw the scan as it is: its view needs the mean of the aorta, and none was given"]
-    look = {"name": name, "aorta_hu": float(aorta_hu) if known else None}
-    look["applied"] = wanted and known and aorta_hu >= view.ENHANCED_HU
-    return look | {"notes": missing if wanted and not known else []}
-
-
-def warnings(threshold, rule, image):
-    """What a reader of the score should know about its threshold."""
+def warnings(limit, named_rules, image):
+    """What a reader of the scores should know about their threshold."""
     notes = []
-    if image.acquisition.contrast and threshold["from"] == "assumed non-contrast":
+    if image.acquisition.contrast and limit["from"] == "assumed non-contrast":
         notes.append("the header names a contrast agent, but no scan threshold was given: enhanced blood may count as calcium")
-    if rule.threshold_hu is not None and threshold["hu"] < rule.threshold_hu:
-        notes.append(f"the mask starts at {threshold['hu']:g} HU, the rule counts from {rule.threshold_hu:g} HU")
+    for rule in named_rules.values():
+        if rule.threshold_hu is not None and limit["hu"] < rule.threshold_hu:
+            notes.append(f"the mask starts at {limit['hu']:g} HU, the rule counts from {rule.threshold_hu:g} HU")
     return notes

@@ -11,12 +11,13 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from cacjax.classes import AORTA, CALCIUM_HU, LA, LV_CAVITY, STRUCTURES
 from cacjax.files import scan
+from cacjax.kernels import grids
 from cacjax.kernels.view import ENHANCED_HU
-from cacjax.scoring import hearts
 
 AUTO = "auto"
-NON_CONTRAST_HU = 130.0
+OF_SYSTEM = ("scan", "scan_whole")
 DEVIATIONS = 3.0
 HALF_MM = 8.0  # of the box
 DEEP_MM = 3.0  # what is nearer to the wall does not count: partial volume, calcium of the wall, error of the segmentation
@@ -44,27 +45,34 @@ class Pool(NamedTuple):
     box: tuple | None
 
 
-def check(given, heart, roi):
-    """Raises ValueError for a scan threshold that cannot be chosen: neither a number nor "auto", or "auto" without a heart network."""
+def check(given, of_system, heart, roi):
+    """Raises ValueError for a scan threshold that cannot be chosen: neither a number nor "auto", "auto" without a heart network, or any for
+    a system whose threshold is fixed."""
     if isinstance(given, str) and given != AUTO:
         raise ValueError(f"threshold_hu must be a number of HU or {AUTO!r}, got {given!r}")
     if given == AUTO and roi is None and not isinstance(heart, tuple):
         raise ValueError(f"threshold_hu {AUTO!r} needs a heart network: python -m cacjax.train --config heart.py:whole")
+    if isinstance(of_system, str) and of_system not in OF_SYSTEM:
+        raise ValueError(f"scoring.threshold must be a number of HU or one of {', '.join(OF_SYSTEM)}, got {of_system!r}")
+    if not isinstance(of_system, str) and (given is not None or roi is not None):
+        raise ValueError(f"this system counts from {of_system:g} HU in every scan: expected no scan threshold, got {given or roi}")
 
 
-def choose(given, rule, image, heart, *, roi=None, regions=None, truncate=False):
+def choose(given, of_system, image, heart, *, roi=None, regions=None, native_hu=CALCIUM_HU):
     """The scan threshold as the record shows it, and flags (keys of FLAGS): ({"hu", "from", and what was measured}, [..]).
 
-    given: HU, "auto" or None; rule: a scoring rule, whose limit (else 130 HU) holds for non-contrast CT; heart: a `hearts.Heart` or
-    None; roi: a file in the authors' layout (see `read_roi`). regions: where alone scores are read, or None. truncate: whole HU, as
-    the authors' code has it. Raises ScanError `no_aorta` where "auto" finds none, `contrast_enhanced` where nothing is given and the
-    network's blood is enhanced.
+    given: HU, "auto" or None; of_system: "scan", "scan_whole" (what is measured is cut to whole HU, as the authors' code has it), or the
+    fixed HU of a system; heart: a `hearts.Heart` or None; roi: a file in the authors' layout (see `read_roi`). regions: where alone
+    scores are read, or None. native_hu: of non-contrast CT. Raises ScanError `no_aorta` where "auto" finds none, `contrast_enhanced`
+    where nothing is given and the network's blood is enhanced.
     """
-    native = {"hu": _native(rule), "from": "assumed non-contrast"}
+    native, whole = {"hu": native_hu, "from": "assumed non-contrast"}, of_system == "scan_whole"
+    if not isinstance(of_system, str):
+        return {"hu": float(of_system), "from": "the system"}, _check_native(image, heart, regions)
     if roi is not None:
-        record = _from_pool(read_roi(roi), native, truncate)
+        record = _from_pool(read_roi(roi), native, whole)
     elif given == AUTO:
-        record = _from_pool(measure(image, heart), native, truncate)
+        record = _from_pool(measure(image, heart), native, whole)
     elif given is not None:
         record = {"hu": float(given), "from": "option"}
     else:
@@ -72,8 +80,9 @@ def choose(given, rule, image, heart, *, roi=None, regions=None, truncate=False)
     return record, ["bright_lumen"] if record["hu"] >= BRIGHT_LUMEN_HU else []
 
 
-def _native(rule):
-    least = NON_CONTRAST_HU if rule.threshold_hu is None else rule.threshold_hu
+def native(rule):
+    """The HU from which a rule counts in non-contrast CT."""
+    least = CALCIUM_HU if rule.threshold_hu is None else rule.threshold_hu
     return float(np.nextafter(np.float32(least), np.float32(np.inf)) if rule.strict else least)
 
 
@@ -99,8 +108,8 @@ def _check_native(image, heart, regions):
 
 def measure(image, heart):
     """`Pool` of a `hearts.Heart` that a network found. Raises ScanError `no_aorta` where there is nothing to measure."""
-    wanted = hearts.STRUCTURES[hearts.AORTA] if heart.classes > hearts.AORTA else "left ventricle or atrium"
-    pool = _ascending(image, heart.structures) if heart.classes > hearts.AORTA else _blood(image, heart.structures)
+    wanted = STRUCTURES[AORTA] if heart.classes > AORTA else "left ventricle or atrium"
+    pool = _ascending(image, heart.structures) if heart.classes > AORTA else _blood(image, heart.structures)
     if pool is None:
         text = f"{image.path}: no {wanted} in view to measure; expected a scan threshold in HU or the region of interest of an aorta"
         raise scan.ScanError("no_aorta", text)
@@ -110,11 +119,11 @@ def measure(image, heart):
 def _ascending(image, structures):
     """`Pool` in the aorta, or None where it is not in view."""
     spacing_mm = scan.spacing_mm(image.affine)
-    here = ndimage.find_objects((structures == hearts.AORTA).astype(np.uint8))
+    here = ndimage.find_objects((structures == AORTA).astype(np.uint8))
     if not here:
         return None
     # What lies beyond the scan is no wall.
-    inside = np.pad(structures[here[0]] == hearts.AORTA, 1)
+    inside = np.pad(structures[here[0]] == AORTA, 1)
     inside = _open_ends(inside, here[0], structures.shape)
     depth = ndimage.distance_transform_edt(inside, spacing_mm)[1:-1, 1:-1, 1:-1]
     if depth.max() < LEAST_DEPTH_MM:
@@ -126,7 +135,7 @@ def _ascending(image, structures):
     deep = np.zeros(structures.shape, bool)
     deep[here[0]] = depth >= DEEP_MM
     box = tuple(map(slice, low, high))
-    return _pool(image.hu[box][deep[box]], spacing_mm, hearts.STRUCTURES[hearts.AORTA], (low.tolist(), high.tolist()))
+    return _pool(image.hu[box][deep[box]], spacing_mm, STRUCTURES[AORTA], (low.tolist(), high.tolist()))
 
 
 def _open_ends(padded, here, shape):
@@ -143,7 +152,7 @@ def _open_ends(padded, here, shape):
 def _blood(image, structures):
     """`Pool` of the left ventricular cavity and the left atrium without their outer 5 mm, or None where too little is in view."""
     spacing_mm = scan.spacing_mm(image.affine)
-    chambers = np.isin(structures, (hearts.LV_CAVITY, hearts.LA))
+    chambers = np.isin(structures, (LV_CAVITY, LA))
     here = ndimage.find_objects(chambers.astype(np.uint8))
     if not here:
         return None
@@ -169,9 +178,10 @@ def bright_core_ml(image, inside=None):
     [z, y, x], a heart to look in, so that bones do not count at all.
     """
     hu = image.hu if inside is None else np.where(inside, image.hu, np.float32(-1000.0))
-    cells, _ = hearts.coarsen(hu, image.affine, (CELL_MM,) * 3)
+    cells, _ = grids.coarsen(hu, scan.spacing_mm(image.affine), (CELL_MM,) * 3)
     core = ndimage.distance_transform_edt(np.pad(cells >= ENHANCED_HU, 1)) * CELL_MM >= CORE_MM
-    return float(hearts.largest(core).sum() * CELL_MM**3 / 1000)
+    parts, _ = ndimage.label(core)
+    return float(np.bincount(parts.ravel())[1:].max(initial=0) * CELL_MM**3 / 1000)
 
 
 def read_roi(path):

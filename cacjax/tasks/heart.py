@@ -1,6 +1,6 @@
 """Heart segmentation (Bruns 2022): chambers and myocardium, with the ascending aorta as one more class where it is asked for.
 
-Labels are those of `cacjax.scoring.hearts.STRUCTURES`; what the network has no class for counts as background.
+Labels are those of `cacjax.classes.STRUCTURES`; what the network has no class for counts as background.
 """
 
 import functools
@@ -9,49 +9,42 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from cacjax.inference import windows
+from cacjax.data.sampling import Cut
+from cacjax.inference import structures, windows
 from cacjax.kernels import losses
 from cacjax.models.resnet import EncoderDecoder
-from cacjax.task import Net, State, Task, adam
+from cacjax.optimise import adam, descend, start
+from cacjax.task import Task, beginning
 
 
 def make(config) -> Task:
     """Build the task; every key that it reads is in configs/heart.py. Its `predict` gives probabilities [classes, z, y, x]."""
     model = network(config)
-    rate = optax.exponential_decay(config.optimiser.rate, config.optimiser.drop_every, config.optimiser.drop, staircase=True)
-    optimiser = adam(rate)
+    optimiser = adam(optax.exponential_decay(config.optimiser.rate, config.optimiser.drop_every, config.optimiser.drop, staircase=True))
 
-    def init(key, batch, source=None):
+    def init(key, batch, stages):
+        del stages
         variables = jax.jit(model.init)(key, windows.normalise(jnp.zeros(batch["train"]["hu"].shape)))
-        params = variables["params"]
-        return State(jnp.zeros((), jnp.int32), {"heart": Net(params, variables["batch_stats"], optimiser.init(params))})
+        return beginning({"heart": start(optimiser, variables["params"], variables["batch_stats"])})
 
     def train_step(state, batch, key):
-        net = state.nets["heart"]
-        grads, (stats, metrics) = jax.grad(objective, has_aux=True)(net.params, net.stats, batch["train"])
-        updates, opt = optimiser.update(grads, net.opt, net.params)
-        net = Net(optax.apply_updates(net.params, updates), stats, opt)
-        return State(state.step + 1, {"heart": net}), metrics
+        net, metrics = descend(state.nets["heart"], functools.partial(objective, batch["train"]), optimiser)
+        return state._replace(step=state.step + 1, nets={"heart": net}), metrics
 
-    def objective(params, stats, batch):
+    def objective(batch, params, stats):
         variables = {"params": params, "batch_stats": stats}
         logits, changed = model.apply(variables, windows.normalise(batch["hu"]), True, mutable=["batch_stats"])
         labels = jnp.where(batch["label"] < config.model.classes, batch["label"], 0)
         dice = losses.soft_dice(jax.nn.softmax(logits), labels)
         total = (1 - dice).sum()
-        return total, (changed["batch_stats"], {"loss": total, "dice": dice[1:].mean()})
+        return total, ({"loss": total, "dice": dice[1:].mean()}, changed["batch_stats"])
 
     def predict(state, hu):
         net = state.nets["heart"]
         answer = functools.partial(windows.probabilities, model, {"params": net.params, "batch_stats": net.stats})
         return windows.slide(answer, hu, **config.window)
 
-    return Task(init, train_step, predict, cubes)
-
-
-def cubes(config) -> dict:
-    """How samples are cut: no planes are cubes."""
-    return {"planes": (), "margin": 0, "slab": 1}
+    return Task(init, train_step, lambda stream: Cut((stream.patch,) * 3), predict=predict, segment=structures.segmenter(config, predict))
 
 
 def network(config) -> EncoderDecoder:

@@ -3,27 +3,32 @@
 import jax
 import jax.numpy as jnp
 
-from cacjax.inference.planes import normalise, predict
+from cacjax.data.sampling import PLANES, Cut
+from cacjax.inference import candidates, planes
+from cacjax.inference.planes import normalise
 from cacjax.kernels import losses
-from cacjax.models.dilated import Dilated, centre
-from cacjax.task import State, Task, adam, learning_rate, start, update
+from cacjax.models.dilated import Dilated, centre, margin
+from cacjax.optimise import adam, descend, learning_rate, start
+from cacjax.task import Task, beginning
 
 
 def make(config) -> Task:
     """Build the task; every key that it reads is in configs/lessmann.py."""
-    model = network(config)
-    rate = learning_rate(steps=config.steps, **config.optimiser.rate)
-    optimiser = adam(rate, weight_decay=config.optimiser.weight_decay)
+    model, read = network(config), reading(config)
+    optimiser = adam(learning_rate(steps=config.steps, **config.optimiser.rate), weight_decay=config.optimiser.weight_decay)
 
-    def init(key, batch, source=None):
-        sample = normalise(jnp.zeros(batch["source"]["hu"].shape))
-        params = jax.jit(model.init)(key, sample)
-        return State(jnp.zeros((), jnp.int32), {"detector": start(params, optimiser)})
+    def init(key, batch, stages):
+        del stages
+        params = jax.jit(model.init)(key, normalise(jnp.zeros(batch["source"]["hu"].shape)))
+        return beginning({"detector": start(optimiser, params)})
 
     def train_step(state, batch, key):
-        net = state.nets["detector"]
-        grads, metrics = jax.grad(objective, has_aux=True)(net.params, batch["source"], key)
-        return State(state.step + 1, {"detector": update(net, grads, optimiser)}), metrics
+        def loss(params, stats):
+            total, metrics = objective(params, batch["source"], key)
+            return total, (metrics, stats)
+
+        net, metrics = descend(state.nets["detector"], loss, optimiser)
+        return state._replace(step=state.step + 1, nets={"detector": net}), metrics
 
     def objective(params, batch, key):
         features = model.apply(params, normalise(batch["hu"]), method="features_in_parts")
@@ -33,10 +38,16 @@ def make(config) -> Task:
         total = main + config.supervision.auxiliary_weight * model.planes * deep
         return total, {"loss": total, "loss_main": main, "loss_auxiliary": deep}
 
-    def predict_scan(state, hu, box=None):
-        return predict(model, state.nets["detector"].params, hu, box, **reading(config))
+    def predict(state, hu, wanted=None):
+        return planes.predict(model, state.nets["detector"].params, hu, wanted, **read)
 
-    return Task(init, train_step, predict_scan)
+    return Task(init, train_step, cut_of(config), predict=predict, detector=candidates.detector(config, predict))
+
+
+def cut_of(config):
+    """`Task.cut` of a plane network: its orientations and slab, and as much around a patch as its dilations reach."""
+    m = margin(config.model.dilations)
+    return lambda stream: Cut((config.model.slab, stream.patch, stream.patch), (0, m, m), PLANES[: config.model.planes])
 
 
 def network(config) -> Dilated:
@@ -46,8 +57,8 @@ def network(config) -> Dilated:
 
 
 def reading(config) -> dict:
-    """How that network reads a scan: options of `planes.predict`. (Runs from before `stored` was a setting have none.)"""
-    return {"slab": config.model.slab, "stored": config.model.get("stored", "float32")}
+    """How that network reads a scan: options of `planes.predict`."""
+    return {"slab": config.model.slab, "stored": config.model.stored}
 
 
 def classification(model, params, features, batch, supervision, key=None):

@@ -2,7 +2,6 @@
 
 import collections
 import json
-import os
 import pathlib
 import signal
 import sys
@@ -12,6 +11,8 @@ import time
 import jax
 import numpy as np
 import tqdm
+
+from cacjax.files.atomic import replace
 
 
 class Interrupt:
@@ -104,7 +105,7 @@ class Progress:
         seconds, self._since = now - self._since, now
         rate = {"steps_per_s": len(records) / seconds, "data_wait_pct": 100 * self._waited / seconds}
         self._waited = 0.0
-        last, means = records[-1][0], {k: float(np.mean([m[k] for _, m in records])) for k in records[-1][1]}
+        last, means = records[-1][0], {name: float(np.mean([m[name] for _, m in records if name in m])) for name in _names(records)}
         if self._writes:
             for number, metrics in records:
                 self._file.write(json.dumps({"step": number, **metrics, **rate}) + "\n")
@@ -124,14 +125,17 @@ class Progress:
             print(f"{self._name} step {step}/{self._stop}  {rate:.2f} steps/s  ETA {left:.0f} s  {text}", flush=True)
 
 
+def _names(records) -> list[str]:
+    """Every metric in (step, metrics) records, in order; those of a validation are not in all."""
+    return list(dict.fromkeys(name for _, metrics in records for name in metrics))
+
+
 def _forget_after(path: pathlib.Path, step: int) -> None:
     """Drop the records of steps that a resumed run will do again."""
     if not path.exists():
         return
     lines = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(line + "\n" for line in lines))
-    os.replace(temporary, path)
+    replace(path, lambda aside: aside.write_text("".join(line + "\n" for line in lines)))
 
 
 def _step_of(line: str) -> float:
@@ -143,14 +147,15 @@ def _step_of(line: str) -> float:
 
 
 def draw_curves(folder: pathlib.Path) -> None:
-    """Draw metrics.jsonl as curves.png: one panel per metric, every step faint and a running mean strong."""
+    """Draw metrics.jsonl as curves.png: one panel per metric, every step faint and a running mean strong; of a validation, whose metrics
+    begin with "validation", every value and the best so far."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    names = [name for name in records[-1] if name not in ("step", "steps_per_s", "data_wait_pct")] if records else []
+    names = [name for name in _names([(0, r) for r in records]) if name not in ("step", "steps_per_s", "data_wait_pct")]
     if not names:
         return
     columns = min(3, len(names))
@@ -160,11 +165,17 @@ def draw_curves(folder: pathlib.Path) -> None:
         axis.set_axis_off()
     steps = np.array([r["step"] for r in records])
     for axis, name in zip(axes.flat, names):
-        values = np.array([r.get(name, np.nan) for r in records])
-        width = max(1, len(values) // 50)
-        mean = np.convolve(values, np.ones(width) / width, mode="valid")
-        axis.plot(steps, values, alpha=0.25)
-        axis.plot(steps[width - 1 :], mean, color="C0")
+        known = np.array([name in r for r in records])
+        values, at = np.array([r[name] for r in records if name in r]), steps[known]
+        if name.startswith("validation"):
+            best = values.argmax()
+            axis.plot(at, values, "o-", ms=3)
+            axis.plot(at[best], values[best], "*", ms=12, color="C1", label=f"best: {values[best]:.3g} at step {at[best]}")
+            axis.legend(fontsize=8)
+        else:
+            width = max(1, len(values) // 50)
+            axis.plot(at, values, alpha=0.25)
+            axis.plot(at[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid"), color="C0")
         axis.set(title=name.replace("_", " "), xlabel="step")
-    figure.savefig(folder / "curves.png", dpi=100)
+    replace(folder / "curves.png", lambda aside: figure.savefig(aside, dpi=100))
     plt.close(figure)

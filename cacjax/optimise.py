@@ -1,0 +1,76 @@
+"""One update of a network, the optimisers with their published semantics, constraints of a critic, schedules."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from cacjax.task import Net
+
+
+def start(optimiser, params, stats=None, *, validated: bool = False) -> Net:
+    """A network at the beginning of its training. stats: running statistics, where it has them; validated: `keep_best` will be asked."""
+    stats = {} if stats is None else stats
+    return Net(params, stats, optimiser.init(params), (jnp.float32(-jnp.inf), params, stats) if validated else ())
+
+
+def descend(net: Net, objective, optimiser):
+    """One step down the gradient: (the new network, metrics). objective(params, stats) -> (loss, (metrics, new stats))."""
+    grads, (metrics, stats) = jax.grad(objective, has_aux=True)(net.params, net.stats)
+    updates, opt = optimiser.update(grads, net.opt, net.params)
+    return net._replace(params=optax.apply_updates(net.params, updates), stats=stats, opt=opt), metrics
+
+
+def keep_best(net: Net, value) -> Net:
+    """The network with its parameters and statistics kept as `best` where the `value` of a validation is higher than any before."""
+    new = jnp.asarray(value, jnp.float32), net.params, net.stats
+    return net._replace(best=jax.tree.map(lambda new, old: jnp.where(value > net.best[0], new, old), new, net.best))
+
+
+def rmsprop(rate, *, weight_decay: float = 0.0):
+    """RMSprop with PyTorch's semantics: decay .99, eps 1e-8 outside the root, coupled L2, first average zero."""
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_rms(decay=0.99, eps=1e-8, eps_in_sqrt=False, initial_scale=0.0),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def adam(rate, *, weight_decay: float = 0.0):
+    """Adam with L2 on the kernels (not the biases) added to the gradient, as Lasagne's penalty does."""
+    kernels = lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params)  # noqa: E731
+    return optax.chain(
+        optax.add_decayed_weights(weight_decay, mask=kernels),
+        optax.scale_by_adam(),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+def clip(params, bound: float):
+    """Clamp every parameter to [-bound, bound]: the weight clipping of a Wasserstein critic."""
+    return jax.tree.map(lambda p: jnp.clip(p, -bound, bound), params)
+
+
+def spectral(params, *, bound: float = 1.0, iterations: int = 8):
+    """Scale every kernel down to a largest singular value of `bound`, as a matrix [all inputs, outputs] (Miyato 2018, section 2.1)."""
+
+    def limit(kernel):
+        if kernel.ndim < 2:
+            return kernel
+        matrix = kernel.reshape(-1, kernel.shape[-1])
+        u = jnp.ones(matrix.shape[1], kernel.dtype)
+        for _ in range(iterations):
+            u = matrix.T @ (matrix @ u)
+            u = u / (jnp.linalg.norm(u) + 1e-12)
+        return kernel * jnp.minimum(1.0, bound / (jnp.linalg.norm(matrix @ u) + 1e-12))
+
+    return jax.tree.map(limit, params)
+
+
+def learning_rate(*, peak: float, steps: int, warmup: int, drop_at: float, drop: float):
+    """Linear warm-up over `warmup` steps, then constant, times `drop` after the share `drop_at` of `steps`."""
+
+    def rate(step):
+        warm = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
+        return peak * warm * jnp.where(step >= drop_at * steps, drop, 1.0)
+
+    return rate

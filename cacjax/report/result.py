@@ -1,0 +1,88 @@
+"""The files of one scored scan: its masks, its pictures. Arrays [z, y, x]; `result` is a `cacjax.scoring.one_scan.Result`."""
+
+import pathlib
+
+import numpy as np
+
+from cacjax.classes import AORTA, CLASSES, STRUCTURES
+from cacjax.files import scan
+from cacjax.report import pictures
+
+SUFFIXES = {"final": "_mask.nii.gz", "before": "_detected.nii.gz", "map": "_map.nii.gz"}
+PROBABILITY = "_probability.nii.gz"
+OUTPUTS = (".json", ".png", *SUFFIXES.values(), PROBABILITY, "_heart.nii.gz", "_heart.png")
+
+
+def write(result, out, name, *, save_probability=False):
+    """Write the masks of a Result and its picture to the folder `out` as <name>_mask.nii.gz and so on, not the record; and what a heart
+    network found. Returns {stage: file name} of the masks."""
+    out, grid = pathlib.Path(out), result.answer or result.scan
+    stages = {"final": result.mask, "before": result.before, "map": result.map}
+    masks = {stage: f"{name}{SUFFIXES[stage]}" for stage, array in stages.items() if array is not None}
+    for stage, file in masks.items():
+        if stage == "map":
+            scan.write_image(result.map, grid.affine, out / file, np.float32)
+        else:
+            scan.write_mask(stages[stage], grid, out / file)
+    if save_probability and result.probability is not None:
+        scan.write_image(result.probability, grid.affine, out / f"{name}{PROBABILITY}", np.float32)
+    heart = result.heart if result.answer is None else None
+    turned, mask, around = scan.oriented(grid, result.mask, result.mask if heart is None else heart)
+    classes = any(row["artery"] == "CAC" for row in result.rows)
+    pictures.overlay(
+        out / f"{name}.png",
+        turned.hu,
+        mask,
+        spacing_mm=scan.spacing_mm(turned.affine),
+        names=CLASSES if classes else {label: str(label) for label in np.unique(mask)},
+        threshold_hu=result.record["threshold"]["hu"],
+        heart=None if heart is None else around,
+        title=caption(name, result),
+    )
+    if result.structures is not None:
+        write_structures(result.structures, result.scan, result.record["threshold"], out, name)
+    return masks
+
+
+def caption(name, result):
+    """One line over the picture: the scan, its total score, the threshold."""
+    total = next((row for row in result.rows if row["artery"] == "CAC"), None)
+    text = f"{name}: Agatston {total['agatston']:.1f}, category {total['category']}" if total else f"{name}: given regions"
+    return f"{text}, voxels from {result.record['threshold']['hu']:.0f} HU"
+
+
+def write_structures(structures, image, threshold, out, name):
+    """Write the heart, its structures numbered, to <name>_heart.nii.gz, and a picture of all that was found and of the measured box.
+
+    threshold: as the record shows it; the heart's file serves as a heart mask.
+    """
+    scan.write_mask(np.where(structures == AORTA, 0, structures), image, out / f"{name}_heart.nii.gz")
+    box = np.zeros(structures.shape, np.uint8)
+    if "box" in threshold:
+        box[tuple(slice(low, high) for low, high in zip(*threshold["box"]))] = 1
+    turned, structures, box = scan.oriented(image, structures, box)
+    draw_structures(out / f"{name}_heart.png", turned, structures, box, threshold_hu=threshold["hu"], title=f"{name}: {_say(threshold)}")
+
+
+def _say(threshold):
+    text = f"threshold {threshold['hu']:.0f} HU, {threshold['from']}"
+    return f"{text}; {threshold['mean_hu']:.0f} ± {threshold['sd_hu']:.0f} HU, {threshold['where']}" if "mean_hu" in threshold else text
+
+
+def draw_structures(path, turned, structures, box, *, threshold_hu, title):
+    """Draw three cuts through the middle of the measured `box`, or of the heart: bare above, structures and box below. Writes a PNG."""
+    spacing_mm = scan.spacing_mm(turned.affine)
+    middle = [int(at.mean()) for at in np.nonzero(box if box.any() else structures)]
+    figure, axes = pictures.canvas(2, 3, title)
+    window = pictures.hu_window(threshold_hu)
+    for axis, (upper, lower) in enumerate(axes.T):
+        cut = [np.take(volume, middle[axis], axis) for volume in (turned.hu, structures, box)]
+        sides = [mm for other, mm in enumerate(spacing_mm) if other != axis]
+        image, marks, outline = cut if axis == 0 else (each[::-1] for each in cut)
+        for panel in (upper, lower):
+            pictures.draw(panel, image, sides, window, ("axial", "coronal", "sagittal")[axis], "AP" if axis == 2 else "RL")
+        pictures.mark(lower, marks, pictures.COLOURS)
+        pictures.mark(lower, outline, ("white",))
+    found = [number for number in np.unique(structures) if number]
+    pictures.legend(figure, [(STRUCTURES[number], pictures.COLOURS[number - 1]) for number in found])
+    pictures.save(figure, path)
