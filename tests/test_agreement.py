@@ -231,12 +231,12 @@ def test_rows_by_hand():
 
     def record(arm, artery, found, reference, lesions, **more):
         numbers = {"found_mm3": found, "reference_mm3": reference, "found_lesions": lesions[0], "reference_lesions": lesions[1]}
-        return {"arm": arm, "fp_reduction": "yes", "artery": artery, **numbers, **more}
+        return {"arm": arm, "stage": "final", "artery": artery, **numbers, **more}
 
     records = [
         record("x", "CAC", a, b, (1 + k, k), found_agatston=2.0 * a, reference_agatston=2.0 * b) for k, (a, b) in enumerate(zip(A, B))
     ]
-    records += [record("x", "AV", 1.0, 2.0, (1, 1)), {"arm": "x", "fp_reduction": "yes", "artery": "", "reason": "no_prediction"}]
+    records += [record("x", "AV", 1.0, 2.0, (1, 1)), {"arm": "x", "stage": "final", "artery": "", "reason": "no_prediction"}]
     records += [record("y", "LAD", 1.0, 2.0, (0, 1))]
     rows = agreement.rows(records)
     assert [(row["arm"], row["artery"], row["quantity"]) for row in rows] == [

@@ -27,28 +27,28 @@ def test_every_network_is_trained_and_every_column_scored(experiment, calls, tmp
     wanted = [name for name, network in experiment.networks.items() if network.config]
     assert sorted(trained) == sorted(str(tmp_path / "networks" / name) for name in wanted)
     for command in calls:
-        source = [word.split("=")[1] for word in command if word.startswith("--config.source_workdir=")]
+        source = [word.split("=")[1] for word in command if word.startswith("--config.stages.source.workdir=")]
         assert all(trained.index(name) < calls.index(command) for name in source), "a source network is trained first"
         assert "--config.seed=3" in command
     assert {column.network for column in experiment.columns} <= experiment.networks.keys()
 
 
 def test_words_and_settings_reach_the_command_line(tmp_path):
-    network = Network("uda.py", ("tone",), ("critic.clip=0.05",), source="base")
+    network = Network("uda.py", ("tone",), ("critic.clip=0.05",), needs={"source": "base"})
     command = experiments.training(network, SIZES["tiny"], tmp_path, "new", 1)
     assert command[:3] == ["cacjax.train", "--config", "uda.py:tiny,tone"]
-    assert command[-3:] == ["--config.seed=1", "--config.critic.clip=0.05", f"--config.source_workdir={tmp_path / 'base'}"]
+    assert command[-3:] == ["--config.seed=1", "--config.critic.clip=0.05", f"--config.stages.source.workdir={tmp_path / 'base'}"]
     assert experiments.training(Network("uda.py"), SIZES["published"], tmp_path, "new", 1)[2] == "uda.py"
 
 
 def test_a_view_is_scored_with_the_source_network(calls, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "gpu")  # one after another
-    networks = {"base": Network("lessmann.py"), "seen": Network(source="base", view="contrast_removed")}
+    networks = {"base": Network("lessmann.py"), "seen": Network(needs={"source": "base"}, scoring=("view=contrast_removed",))}
     columns = [Column("as it is", "base", "ccta", False), Column("removed", "seen", "ccta", True)]
     experiments.test(networks, columns, SIZES["tiny"], tmp_path / "scans", tmp_path, 2)
     plain, seen = (command for command in calls if command[0] == "cacjax.score")
-    assert seen[-2:] == ["--view", "contrast_removed"] and "--view" not in plain
-    assert [command[command.index("--classify") + 1] for command in (plain, seen)] == ["all", "threshold"]
+    assert plain[-1:] == ["--scoring.classify=all"]
+    assert seen[-2:] == ["--scoring.classify=threshold", "--scoring.view=contrast_removed"]
     at = [command[command.index("--workdir") + 1] for command in (plain, seen)]
     assert at == [str(tmp_path / "networks" / "base")] * 2
     assert plain[plain.index("--out") + 1] != seen[seen.index("--out") + 1]
@@ -62,7 +62,7 @@ def test_a_failed_command_ends_the_program(monkeypatch, capfd):
 
 def evaluation(folder, f1):
     """An evaluation.json of two scans in FOLDER."""
-    wanted = {"arm": "net", "fp_reduction": "yes", "artery": "CAC"}
+    wanted = {"arm": "net", "stage": "final", "artery": "CAC"}
     means = {"sensitivity": 0.5, "fp_mm3": 10.0, "f1": f1, "ap": None}
     counts = [{"voxels": {"tp": 10, "fp": 0, "fn": 0}}, {"voxels": {"tp": 0, "fp": 10, "fn": 10}}]
     record = {
@@ -141,7 +141,7 @@ def test_interval_spans_what_other_scans_could_have_shown():
 def test_gain_over_the_source_is_of_the_same_scans():
     """Scans differ far more than the two networks do: each alone is uncertain, their difference is not."""
     columns = Column("before", "base", "ccta", True), Column("after", "new", "ccta", True), Column("raw", "new", "ccta", False)
-    experiment = uda.Experiment({"base": Network("lessmann.py"), "new": Network("uda.py", source="base")}, columns)
+    experiment = uda.Experiment({"base": Network("lessmann.py"), "new": Network("uda.py", needs={"source": "base"})}, columns)
     scans = [(10 * i, 100 - 10 * i, 0) for i in range(1, 10)]
     better = measured(*[(tp + 10, fp - 10, 0) for tp, fp, _ in scans])
     before, after, raw = experiments.summary(experiment, [{"seed": 0, "columns": [measured(*scans), better, better]}])
@@ -161,6 +161,6 @@ def test_no_two_arms_train_the_same(size):
             config = module.get_config(",".join(SIZES[size].words + network.words)).unlock()
             values = (pair.split("=") for pair in network.settings)
             config.update_from_flattened_dict({k: float(v) if v[0].isdigit() else v for k, v in values})
-            seen.setdefault((network.source, config.to_json(sort_keys=True)), []).append(name)
+            seen.setdefault((network.needs.get("source"), config.to_json(sort_keys=True)), []).append(name)
     alike = [sorted(names) for names in seen.values() if len(names) > 1]
     assert sorted(alike) == [["adapted", SIZES[size].adapted]] + ([] if size == "small" else [["source", "source_3"]])

@@ -10,7 +10,6 @@ import numpy as np
 from scipy import stats
 
 from cacjax.kernels import scores
-from cacjax.scoring import record as summary
 
 HALF_NORMAL = 1.96 * np.sqrt(np.pi / 2)  # from the mean of |d| to the 95 % limit of d, if d is normal about 0
 SHAPES = {"sqrt": np.sqrt, "linear": lambda mean: mean}
@@ -18,10 +17,10 @@ ARTERIES = ("CAC", "LAD", "LCX", "RCA")
 QUANTITIES = {name: (f"found_{key}", f"reference_{key}") for name, key in (("volume_mm3", "mm3"), ("lesions", "lesions"))}
 QUANTITIES |= {"agatston": ("found_agatston", "reference_agatston")}
 
-COLUMNS = ("arm", "fp_reduction", "artery", "quantity", "n", "spearman", "spearman_low", "spearman_high", "icc", "icc_low", "icc_high")
+COLUMNS = ("arm", "stage", "artery", "quantity", "n", "spearman", "spearman_low", "spearman_high", "icc", "icc_low", "icc_high")
 COLUMNS += ("bias", "coefficient", "relative_difference", "n_both_positive")
 COLUMNS += ("kappa", "kappa_low", "kappa_high", "accuracy", "c_index", "reason")
-SHOWN = ("arm", "FP red.", "quantity", "n", "Spearman", "ICC", "bias", "limits", "kappa")
+SHOWN = ("arm", "stage", "quantity", "n", "Spearman", "ICC", "bias", "limits", "kappa")
 
 
 class Estimate(NamedTuple):
@@ -143,12 +142,13 @@ def spearman(found, reference, *, level=0.95):
 
 
 def relative_differences(found, reference, *, over="positive"):
-    """|a - b| over the mean of a and b, one entry per pair that counts: "positive" both, or "any" of the two, which gives 2 where
-    only one is. Source: van Velzen 2022, table 3. Raises ValueError as `spearman`."""
+    """|a - b| over the mean of a and b, one entry per pair that counts: where "positive" both are, or "any" of the two, which gives 2
+    where only one is (van Velzen 2022, tables 3 and 4: "Pos" and "All"), or "all", where two zeros give 0. Raises ValueError as
+    `spearman`."""
     found, reference = _pairs(found, reference)
-    counted = {"positive": np.minimum, "any": np.maximum}[over](found, reference) > 0
-    found, reference = found[counted], reference[counted]
-    return np.abs(found - reference) / ((found + reference) / 2)
+    counted = {"positive": np.minimum(found, reference) > 0, "any": np.maximum(found, reference) > 0, "all": np.full(len(found), True)}
+    difference, mean = np.abs(found - reference), (found + reference) / 2
+    return np.divide(difference, mean, out=np.zeros_like(mean), where=mean > 0)[counted[over]]
 
 
 def bland_altman(found, reference, *, shape="sqrt"):
@@ -197,15 +197,17 @@ def rows(records):
     groups = {}
     for record in records:
         if record["artery"] in ARTERIES:
-            groups.setdefault((record["arm"], record["fp_reduction"], record["artery"]), []).append(record)
+            groups.setdefault((record["arm"], record["stage"], record["artery"]), []).append(record)
     out = []
     for (arm, stage, artery), group in groups.items():
         for quantity, keys in QUANTITIES.items():
             pairs = np.array([[record.get(key, np.nan) for key in keys] for record in group], np.float64)
             pairs = pairs[np.isfinite(pairs).all(1)]
             if len(pairs):
-                row = {"arm": arm, "fp_reduction": stage, "artery": artery, "quantity": quantity} | measure(*pairs.T)
-                out.append(row | (categories(*pairs.T) if (artery, quantity) == ("CAC", "agatston") else {}))
+                row = {"arm": arm, "stage": stage, "artery": artery, "quantity": quantity} | measure(*pairs.T)
+                if (artery, quantity) == ("CAC", "agatston"):
+                    row |= categories(*pairs.T, scheme=scheme_of((r["found_agatston"], r["category"]) for r in group if r.get("category")))
+                out.append(row)
     return out
 
 
@@ -228,9 +230,17 @@ def measure(found, reference):
     }
 
 
-def categories(found, reference):
-    """Agreement of risk categories as a dict, from Agatston scores."""
-    scheme = scores.SCHEMES[summary.SCHEME]
+def scheme_of(scored):
+    """The first scheme of risk categories by which (Agatston score, name of its category) of `scored` belong together, or None."""
+    scored = list(scored)
+    fits = lambda scheme: all(scheme.names[scores.category(score, scheme=scheme)] == name for score, name in scored)  # noqa: E731
+    return next(filter(fits, scores.SCHEMES.values()), None)
+
+
+def categories(found, reference, *, scheme):
+    """Agreement of risk categories as a dict, from Agatston scores; only a reason for a `scheme` that is not known, None."""
+    if scheme is None:
+        return {"reason": "the risk categories are of no scheme that is known"}
     found, reference = (scores.category(values, scheme=scheme) for values in (found, reference))
     counts = confusion(found, reference, len(scheme.names))
     ranked = c_index(found, reference) if len(found) > 1 else float("nan")
@@ -245,7 +255,7 @@ def categories(found, reference):
 
 def shown(row):
     """A row as the terminal shows it: intervals in brackets, the limits about the bias as a multiple of the root of the mean."""
-    cells = {"arm": row["arm"], "FP red.": row["fp_reduction"], "quantity": row["quantity"], "n": row["n"]}
+    cells = {"arm": row["arm"], "stage": row.get("stage"), "quantity": row["quantity"], "n": row["n"]}
     for title, name in (("Spearman", "spearman"), ("ICC", "icc"), ("kappa", "kappa")):
         value, low, high = (row.get(key, np.nan) for key in (name, f"{name}_low", f"{name}_high"))
         interval = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"

@@ -1,16 +1,17 @@
-"""Pictures of an evaluation: calcium that arms found, made up and missed; the scans furthest off; volumes against volumes.
+"""Pictures of an evaluation: calcium that arms found, made up and missed; the scans furthest off; one measurement against another.
 
-Arrays are [z, y, x] on the scan's grid until `scan.oriented` turns them, see `cacjax.report.pictures`; `truth` is a `cacjax.evaluate.Reference`.
+Arrays are [z, y, x] on the scan's grid until `scan.oriented` turns them, see `cacjax.report.pictures`; `truth` is a `compare.Reference`.
 A panel is a dict of small arrays and texts, cut from the scans one by one, so that a picture of many needs no memory for the scans.
 """
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
 
+from cacjax.classes import CLASSES, CORONARY
 from cacjax.evaluation import agreement
 from cacjax.files import scan
-from cacjax.kernels.scores import CLASSES, CORONARY
 from cacjax.report import pictures as drawing
 from cacjax.report import tables
 
@@ -20,7 +21,17 @@ ERROR_NAMES = ("found", "false", "missed")
 FALSE, MISSED = 2, 3
 OTHER = {number: name for number, name in enumerate(CLASSES) if number and number not in CORONARY}
 ZOOM_MM, ROOM_MM = 40.0, 16.0  # least side of a close-up, and how much larger than its lesion it is
-TICKS_MM3 = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
+TICKS = tuple(digit * 10**power for power in range(6) for digit in (1, 2, 5))
+
+
+class Words(NamedTuple):
+    """What `scatter` writes: names of both measurements, their unit, the title; alike: whether both were made in one way."""
+
+    x: str
+    y: str
+    unit: str
+    title: str
+    alike: bool = False
 
 
 def of_scan(truth, found):
@@ -90,7 +101,7 @@ def furthest(records, arm, count=4):
 
     Half of them are the worst of those with too little, and half of those with too much, where there are as many.
     """
-    ours = [r for r in records if (r["arm"], r["fp_reduction"], r["artery"]) == (arm, "yes", "CAC")]
+    ours = [r for r in records if (r["arm"], r["stage"], r["artery"]) == (arm, "final", "CAC")]
     excess = {r["scan"]: r["found_mm3"] - r["reference_mm3"] for r in ours}
     ranked = sorted((name for name in excess if excess[name]), key=lambda name: -abs(excess[name]))
     little, much = ([name for name in ranked if sign * excess[name] > 0][: count // 2] for sign in (-1, 1))
@@ -198,49 +209,49 @@ def outliers(path, panels, *, title=""):
     drawing.save(figure, path)
 
 
-def volumes(path, records, *, arms, named):
-    """Draw one row per arm: found against reference volume on square root axes, and Bland-Altman with limits that widen. Writes a PNG.
+def scatter(path, points, *, words, named=None):
+    """Draw one row per arm: one number against another on square root axes, and Bland-Altman with limits that widen. Writes a PNG.
 
-    records: per scan, as `cacjax.evaluate` makes them; those of coronary calcium after reduction count. named: {arm: scans}, the
-    outliers, drawn orange with their names. Compare Zhai 2022, Figure 3.
+    points: {arm: list of (name, x, y)}, numbers of at least 0. words: a `Words`. named: {arm: names} of what is drawn orange with its
+    name. The limits lie about the bias, or, of two measurements in one way (`words.alike`), about 0. Compare Zhai 2022, Figure 3,
+    and van Velzen 2022, Figure 8.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = {arm: [r for r in records if (r["arm"], r["fp_reduction"], r["artery"]) == (arm, "yes", "CAC")] for arm in arms}
-    most = max([1.0, *(r[key] for ours in rows.values() for r in ours for key in ("found_mm3", "reference_mm3"))])
-    ticks = [0, *(tick for tick in TICKS_MM3 if most / 100 <= tick <= most)]
-    figure = Figure(figsize=(10, 3.6 * len(arms) + 0.4), dpi=110, layout="constrained")
+    most = max([1.0, *(value for ours in points.values() for _, *values in ours for value in values)])
+    ticks = [0, *(tick for tick in TICKS if most / 50 <= tick <= most)]
+    figure = Figure(figsize=(10, 3.6 * len(points) + 0.4), dpi=110, layout="constrained")
     FigureCanvasAgg(figure)
-    for (left, right), (arm, ours) in zip(figure.subplots(len(arms), 2, squeeze=False, sharex="col", sharey="col"), rows.items()):
-        found, reference = (np.array([r[key] for r in ours]) for key in ("found_mm3", "reference_mm3"))
-        outlier = np.array([r["scan"] in named.get(arm, ()) for r in ours], bool)
-        mean, difference = (found + reference) / 2, found - reference
-        for axis, x, y in ((left, np.sqrt(reference), np.sqrt(found)), (right, np.sqrt(mean), difference)):
-            axis.scatter(x, y, s=20, c=np.where(outlier, OUTLIER_COLOUR, "#0a84ff"), alpha=0.7)
+    for (left, right), (arm, ours) in zip(figure.subplots(len(points), 2, squeeze=False, sharex="col", sharey="col"), points.items()):
+        names, (x, y) = [name for name, *_ in ours], np.array([values for _, *values in ours], float).reshape(-1, 2).T
+        outlier = np.array([name in (named or {}).get(arm, ()) for name in names], bool)
+        for axis, across, up in ((left, np.sqrt(x), np.sqrt(y)), (right, np.sqrt((x + y) / 2), y - x)):
+            axis.scatter(across, up, s=20, c=np.where(outlier, OUTLIER_COLOUR, "#0a84ff"), alpha=0.7)
             axis.set(xticks=np.sqrt(ticks), xticklabels=ticks)
             axis.grid(alpha=0.3)
-        for x, y, name in ((*np.sqrt((r["reference_mm3"], r["found_mm3"])), r["scan"][-16:]) for r in itertools.compress(ours, outlier)):
-            side, shift = ("left", 5) if x < most**0.5 / 2 else ("right", -5)
-            left.annotate(name, (x, y), (shift, 3), ha=side, textcoords="offset points", fontsize=6)
+        for name, at in itertools.compress(zip(names, np.sqrt(np.stack([x, y], 1))), outlier):
+            side, shift = ("left", 5) if at[0] < most**0.5 / 2 else ("right", -5)
+            left.annotate(name[-16:], at, (shift, 3), ha=side, textcoords="offset points", fontsize=6)
         left.plot([0, most**0.5], [0, most**0.5], color="grey", lw=1, ls="--")
-        left.set(yticks=np.sqrt(ticks), yticklabels=ticks, ylabel=f"{arm}: found, mm³")
-        right.set_ylabel("found - reference, mm³")
+        left.set(yticks=np.sqrt(ticks), yticklabels=ticks, ylabel=f"{arm}: {words.y}, {words.unit}")
+        right.set_ylabel(f"{words.y} - {words.x}, {words.unit}")
         right.axhline(0, color="grey", lw=1, ls="--")
         if len(ours) > 1:
-            _limits(right, agreement.bland_altman(found, reference), most)
-            ranks, icc = agreement.spearman(found, reference), agreement.icc_a1(np.stack([found, reference], 1))
-            left.set_title(f"{len(ours)} scans, Spearman {ranks.value:.2f}, ICC {icc.value:.2f}", fontsize=9)
-    figure.suptitle("coronary calcium after FP reduction; orange: scans of outliers_<arm>.png", fontsize=10)
-    left.set_xlabel("reference, mm³ (square root axes)")
-    right.set_xlabel("mean of both, mm³ (square root axis)")
+            _limits(right, agreement.bland_altman(y, x), most, words)
+            ranks, icc = agreement.spearman(y, x), agreement.icc_a1(np.stack([y, x], 1))
+            agree = ranks.reason or f"Spearman {ranks.value:.2f}, ICC {icc.value:.2f}"
+            left.set_title(f"n = {len(ours)}, both 0 in {int((x + y == 0).sum())}; {agree}", fontsize=9)
+    figure.suptitle(words.title, fontsize=10)
+    left.set_xlabel(f"{words.x}, {words.unit} (square root axes)")
+    right.set_xlabel(f"mean of both, {words.unit} (square root axis)")
     tables.replace(path, lambda aside: figure.savefig(aside, format="png"))
 
 
-def _limits(axis, limits, most):
+def _limits(axis, limits, most, words):
     root = np.linspace(0, most**0.5, 50)
-    half = limits.half_width(root**2)
+    half, centre = limits.half_width(root**2), 0.0 if words.alike else limits.bias
     axis.axhline(limits.bias, color="#0a84ff", lw=1)
-    axis.fill_between(root, limits.bias - half, limits.bias + half, color="#0a84ff", alpha=0.1)
+    axis.fill_between(root, centre - half, centre + half, color="#0a84ff", alpha=0.1)
     text = limits.reason or f"95 % limits ± {limits.coefficient:.1f} √mean"
-    axis.set_title(f"bias {limits.bias:+.1f} mm³, {text}", fontsize=9)
+    axis.set_title(f"bias {limits.bias:+.1f} {words.unit}, {text}", fontsize=9)

@@ -1,61 +1,67 @@
-"""What `cacjax.score` wrote, read back beside the reference: masks, probability, Agatston scores. Arrays [z, y, x].
+"""What `cacjax.score` wrote of one scan, read back beside the reference: masks by stage, probability, Agatston scores. Arrays [z, y, x].
 
-`truth` is a `cacjax.evaluate.Reference`, `folder` what was given as --out.
+`truth` is a `cacjax.evaluation.compare.Reference`, `folder` what was given as --out, `record` the <scan>.json in it.
 """
 
 import json
 
 import numpy as np
 
+from cacjax.classes import CLASSES, CORONARY
 from cacjax.evaluation import metrics
 from cacjax.files import geometry, scan, volume
-from cacjax.kernels import rules, scores
-from cacjax.kernels.scores import CORONARY
-from cacjax.scoring import one_scan, program
+from cacjax.kernels import grids, rules, scores, spatial
 
-STAGES = {"mask": "yes", "detected": "no"}  # name of a file, and whether false positives are reduced in it
-
-
-def masks(truth, folder):
-    """({stage: classes}, {stage: reason}): what was predicted for a scan, and why not. Neither for what `score` was told to leave out."""
-    found, reasons = {}, {}
-    for stage in _stages(folder / f"{truth.name}.json"):
-        try:
-            found[stage] = scan.read_mask(path_of(folder, truth.name, stage), truth.scan)
-        except scan.ScanError as error:
-            reasons[stage] = error.code
-    return found, reasons
+STAGES = ("final", "before")  # what is scored, and what was detected before false positives were reduced
+UNKNOWN = CLASSES.index("CAC")  # coronary calcium of which nobody knows the artery
 
 
-def _stages(record):
-    """Those that a scan was scored for: only the reduced one where --classify let alone what does not end in it."""
+def read(folder, name):
+    """The record of a scored scan. Raises ScanError for one that was refused, with its reason, and for none."""
+    path = folder / f"{name}.json"
     try:
-        classify = json.loads(record.read_text())["settings"]["classify"]
+        record = json.loads(path.read_text())
+        status, masks = record["status"], record.get("masks")
     except (OSError, ValueError, KeyError):
-        classify = "all"
-    return STAGES if classify == "all" else ("mask",)
+        raise scan.ScanError("no_prediction", f"{path}: expected the record of a scan that cacjax.score wrote") from None
+    if status != "scored":
+        raise scan.ScanError(f"refused: {record['reason']}", f"{path}: expected the record of a scored scan, got one that was refused")
+    if not masks:
+        raise scan.ScanError("no_masks", f"{path}: expected a record that names its masks, as cacjax.score writes it today")
+    return record
 
 
-def path_of(folder, name, stage):
-    """Path of a mask that `cacjax.score` wrote. Raises ScanError with the reason from the record of a refused scan."""
-    path, record = folder / f"{name}_{stage}.nii.gz", folder / f"{name}.json"
-    if path.is_file():
-        return path
+def masks(record, truth, folder):
+    """{stage: classes} on the reference's grid, of the stages that were saved; nearest neighbours where the system answers on a grid of
+    its own. Raises ScanError for a file that cannot be read or does not fit."""
+    load = _resampled if record.get("answer") else scan.read_mask
+    return {stage: load(folder / record["masks"][stage], truth.scan) for stage in STAGES if stage in record["masks"]}
+
+
+def _resampled(path, like):
+    if not path.is_file():
+        raise scan.ScanError("not_found", f"{path}: expected a file that cacjax.score wrote")
+    array, affine = volume.load(path)
+    axes, flips = geometry.turn(affine, like.affine)
+    affine = geometry.turned_affine(affine, array.shape, axes, flips)
+    array = geometry.turned(array, axes, flips)
     try:
-        reason = f"refused: {json.loads(record.read_text())['reason']}"
-    except (OSError, ValueError, KeyError):
-        reason = "no_prediction"
-    raise scan.ScanError(reason, f"{path}: expected a mask that cacjax.score wrote")
+        return np.asarray(spatial.resample_to(array, affine, like.affine, like.hu.shape, order=0, outside=0))
+    except ValueError as error:
+        raise scan.ScanError("grid_mismatch", f"{path}: expected the axes of {like.path}; {error}") from None
 
 
-def ranking(truth, folder):
+def ranking(record, truth, folder):
     """(probability of coronary calcium [n], class in the reference [n]) of the candidate voxels, or None where none was saved."""
     path = folder / f"{truth.name}_probability.nii.gz"
     if not path.is_file():
         return None
-    probability, affine = volume.load(path)
-    if not geometry.same_grid(probability.shape, affine, truth.scan.hu.shape, truth.scan.affine):
-        raise scan.ScanError("grid_mismatch", f"{path}: expected the grid of {truth.scan.path}")
+    if record.get("answer"):
+        probability = _resampled(path, truth.scan)
+    else:
+        probability, affine = volume.load(path)
+        if not geometry.same_grid(probability.shape, affine, truth.scan.hu.shape, truth.scan.affine):
+            raise scan.ScanError("grid_mismatch", f"{path}: expected the grid of {truth.scan.path}")
     return probability[truth.candidates], truth.label[truth.candidates]
 
 
@@ -72,18 +78,23 @@ def precision_of(ranking, classes):
     return metrics.average_precision(probability[kept], real[kept])
 
 
-def agatston(truth, folder):
-    """{artery: {"found_agatston", "reference_agatston"}}: the score in the record of `cacjax.score` beside that of the reference mask
-    by the same rule; empty without such a record."""
-    try:
-        record = json.loads((folder / f"{truth.name}.json").read_text())
-        rule, acquisition = rules.named(record["rule"]["name"]), record["acquisition"]
-        found = {row["artery"]: row["agatston"] for row in record["rows"]}
-    except (OSError, ValueError, KeyError):
+def agatston(record, truth):
+    """{artery: {"found_agatston", "reference_agatston", "category"}} by the record's main rule, the reference's mask scored by the same
+    rule; empty for a rule that has no name here. Without arteries on either side only CAC."""
+    name, acquisition = record["rules"][0]["name"], record["acquisition"]
+    if name not in rules.RULES:
         return {}
-    rule, _ = one_scan.at_voltage(rule, acquisition["kvp"])
+    rule, _ = rules.for_voltage(rules.named(name), acquisition["kvp"])
+    found = {row["artery"]: row for row in record["rows"] if row["rule"] == name}
     turned, label = scan.oriented(truth.scan, truth.label)
-    padded = program.pad(label, fill=0), program.pad(turned.hu, fill=program.NO_HU)
+    total_only = set(found) == {"CAC"} or (label == UNKNOWN).any()
+    if total_only:
+        label = np.isin(label, CORONARY).astype(label.dtype)  # as one artery: no other program, and nothing else is read
+    padded = grids.pad(label, fill=0), grids.pad(turned.hu, fill=grids.NO_HU)
     real = scores.score(*padded, scan.spacing_mm(turned.affine), rule, slice_thickness_mm=acquisition["slice_thickness_mm"])
-    real = dict(zip(real.names, real.agatston.tolist()))
-    return {artery: {"found_agatston": found[artery], "reference_agatston": real[artery]} for artery in found.keys() & real}
+    real = {artery: score for artery, score in zip(real.names, real.agatston.tolist()) if artery == "CAC" or not total_only}
+    return {
+        artery: {"found_agatston": row["agatston"], "reference_agatston": real[artery], "category": row.get("category")}
+        for artery, row in found.items()
+        if artery in real
+    }

@@ -94,21 +94,19 @@ def elsewhere(paths, options, columns) -> list[dict]:
 
 
 def train(networks, size, folder, seed) -> None:
-    """Train every network of one seed in FOLDER/networks/NAME: the source networks first, then what adapts them."""
-    for adapting in (False, True):
-        commands = {
-            name: training(network, size, folder / "networks", name, seed)
-            for name, network in networks.items()
-            if network.config and bool(network.source) == adapting
-        }
-        kind = "adapt" if adapting else "train source networks"
-        run(f"{kind}, seed {seed}: {', '.join(commands)}", list(commands.values()), folder / "side_by_side.log")
+    """Train every network of one seed in FOLDER/networks/NAME, each after those that it needs."""
+    trained, left = set(), {name: network for name, network in networks.items() if network.config}
+    while left:
+        ready = [name for name, network in left.items() if trained >= set(network.needs.values())]
+        commands = [training(left.pop(name), size, folder / "networks", name, seed) for name in ready]
+        run(f"train, seed {seed}: {', '.join(ready)}", commands, folder / "side_by_side.log")
+        trained |= set(ready)
 
 
 def training(network, size, root, name, seed) -> list[str]:
     """The words after `python -m` that train a network."""
     variant = ",".join((*size.words, *network.words))
-    settings = [f"seed={seed}", *network.settings] + ([f"source_workdir={root / network.source}"] if network.source else [])
+    settings = [f"seed={seed}", *network.settings, *(f"stages.{stage}.workdir={root / needed}" for stage, needed in network.needs.items())]
     config = f"{network.config}:{variant}" if variant else network.config
     return ["cacjax.train", "--config", config, "--workdir", str(root / name), *(f"--config.{setting}" for setting in settings)]
 
@@ -124,11 +122,10 @@ def test(networks, columns, size, scans_folder, folder, scans) -> None:
     found = {name: folder / "scores" / protocol / name for name in wanted}
     unreduced = {column.network for column in columns if not column.reduced}
     # The phantom's heart is all that the pericardium holds, arteries included: dilated as chambers have to be, it would reach ribs.
-    score = ["cacjax.score", str(scans_folder), "--save-probability", "--resume", "--heart-dilation-mm", "0"]
+    score = ["cacjax.score", str(scans_folder), "--save-probability", "--resume", "--scoring.heart_dilation_mm=0"]
     commands = [
-        [*score, "--workdir", str(folder / "networks" / (name if network.config else network.source)), "--out", str(found[name])]
-        + ["--classify", "all" if name in unreduced else "threshold"]
-        + (["--view", network.view] if network.view else [])
+        [*score, "--workdir", str(folder / "networks" / (name if network.config else network.needs["source"])), "--out", str(found[name])]
+        + [f"--scoring.classify={'all' if name in unreduced else 'threshold'}", *(f"--scoring.{option}" for option in network.scoring)]
         for name, network in wanted.items()
     ]
     run(f"score {protocol} scans", commands, folder / "side_by_side.log")
@@ -161,7 +158,7 @@ def call(command, output) -> int:
 def measure(column, folder) -> dict:
     """One column of one seed: averages over all scans, pooled figures, and each scan's voxel counts, from evaluation.json."""
     record = json.loads((folder / "evaluation" / column.protocol / "evaluation.json").read_text())
-    wanted = {"arm": column.network, "fp_reduction": "yes" if column.reduced else "no", "artery": "CAC"}
+    wanted = {"arm": column.network, "stage": "final" if column.reduced else "before", "artery": "CAC"}
     pick = lambda rows, **more: [row for row in rows if all(row[k] == v for k, v in (wanted | more).items())]  # noqa: E731
     (mean,), (pooled,) = (pick(record["summary"], over=over) for over in ("all", "pooled"))
     counts = [row["counts"]["voxels"] for row in pick(record["scans"])]
@@ -179,7 +176,7 @@ def summary(experiment, results) -> list[dict]:
 
     def of_source(column):
         """What was measured of the network that a column's network started from, or None."""
-        place = places.get((experiment.networks[column.network].source, column.protocol, column.reduced))
+        place = places.get((experiment.networks[column.network].needs.get("source"), column.protocol, column.reduced))
         return None if place is None else measured[place]
 
     return [summarise(column, own, of_source(column)) for column, own in zip(experiment.columns, measured)]

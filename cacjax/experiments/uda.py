@@ -4,16 +4,16 @@ from typing import NamedTuple
 
 
 class Network(NamedTuple):
-    """A training: a file of configs/ with its words, what is set in it, and the name of the source network that it adapts.
+    """A training: a file of configs/ with its words, what is set in it, and the networks that its stages need, {stage: name}.
 
-    Without a config nothing is trained: the source network itself, which sees scans in another `view` (see cacjax.kernels.view).
+    Without a config nothing is trained: it is the network that it needs as "source". scoring: what `score` is told, beside.
     """
 
     config: str = ""
     words: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
-    source: str = ""
-    view: str = ""
+    needs: dict[str, str] = {}  # noqa: RUF012
+    scoring: tuple[str, ...] = ()
 
 
 class Column(NamedTuple):
@@ -55,27 +55,29 @@ SIZES = {
 
 QUICK = {
     "source": Network("lessmann.py"),
-    "adapted": Network("uda.py", source="source"),
+    "adapted": Network("uda.py", needs={"source": "source"}),
     "source_tone": Network("lessmann.py", ("tone",)),
-    "adapted_tone": Network("uda.py", source="source_tone"),
+    "adapted_tone": Network("uda.py", needs={"source": "source_tone"}),
 }
 # A clipped critic's values differ by 1 between the domains, these by tens and hundreds: weighted to speak about as loud.
 PENALISED = ("critic.statistics=none", "critic.constraint=gradient_penalty", "adversarial_weight=0.02")
 SPECTRAL = ("critic.statistics=none", "critic.constraint=spectral", "adversarial_weight=0.002")
 WIDER = {
-    "adversarial_only": Network("uda.py", settings=("classification_weight=0.0",), source="source"),
-    "classification_only": Network("uda.py", settings=("adversarial_weight=0.0",), source="source"),
-    "critic_by_domain": Network("uda.py", settings=("critic.statistics=domain",), source="source"),
-    "critic_joint": Network("uda.py", settings=("critic.statistics=joint",), source="source"),
-    "generator_by_domain": Network("uda.py", settings=("critic.statistics=joint", "generator.statistics=domain"), source="source"),
-    "gradient_penalty": Network("uda.py", settings=PENALISED, source="source"),
-    "spectral": Network("uda.py", settings=SPECTRAL, source="source"),
-    "source_view": Network(source="source", view="contrast_removed"),
-    "adapted_view": Network("uda.py", ("view",), source="source"),
+    "adversarial_only": Network("uda.py", settings=("classification_weight=0.0",), needs={"source": "source"}),
+    "classification_only": Network("uda.py", settings=("adversarial_weight=0.0",), needs={"source": "source"}),
+    "critic_by_domain": Network("uda.py", settings=("critic.statistics=domain",), needs={"source": "source"}),
+    "critic_joint": Network("uda.py", settings=("critic.statistics=joint",), needs={"source": "source"}),
+    "generator_by_domain": Network(
+        "uda.py", settings=("critic.statistics=joint", "generator.statistics=domain"), needs={"source": "source"}
+    ),
+    "gradient_penalty": Network("uda.py", settings=PENALISED, needs={"source": "source"}),
+    "spectral": Network("uda.py", settings=SPECTRAL, needs={"source": "source"}),
+    "source_view": Network(needs={"source": "source"}, scoring=("view=contrast_removed",)),
+    "adapted_view": Network("uda.py", ("view",), needs={"source": "source"}),
     "source_3": Network("lessmann.py", ("three",)),
-    "adapted_3": Network("uda.py", ("three",), source="source_3"),
+    "adapted_3": Network("uda.py", ("three",), needs={"source": "source_3"}),
     "source_chest": Network("lessmann.py", settings=("data.splits.source_train.protocol=chest",)),
-    "adapted_chest": Network("uda.py", settings=("data.splits.source_train.protocol=chest",), source="source_chest"),
+    "adapted_chest": Network("uda.py", settings=("data.splits.source_train.protocol=chest",), needs={"source": "source_chest"}),
 }
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from cacjax.evaluate import Reference, number_lesions
 from cacjax.evaluation import pictures
+from cacjax.evaluation.compare import Reference, number_lesions
 from cacjax.evaluation.pictures import ERROR_COLOURS, OTHER_COLOUR, REFERENCE_COLOUR
 from cacjax.files import scan
 
@@ -112,7 +112,7 @@ def test_outliers_picture(truth, tmp_path):
 
 
 def record(name, found, reference, **more):
-    return {"scan": name, "arm": "x", "fp_reduction": "yes", "artery": "CAC", "found_mm3": found, "reference_mm3": reference} | more
+    return {"scan": name, "arm": "x", "stage": "final", "artery": "CAC", "found_mm3": found, "reference_mm3": reference} | more
 
 
 def test_furthest_holds_both_kinds():
@@ -121,14 +121,15 @@ def test_furthest_holds_both_kinds():
     assert pictures.furthest(records, "x") == ["a", "b", "d", "e"]
     assert pictures.furthest(records[:4], "x") == ["a", "b", "c", "d"]
     assert pictures.furthest(records[-1:], "x") == [] and pictures.furthest(records, "y") == []
-    assert pictures.furthest([record("a", 9, 0, artery="LAD"), record("b", 9, 0, fp_reduction="no")], "x") == []
+    assert pictures.furthest([record("a", 9, 0, artery="LAD"), record("b", 9, 0, stage="before")], "x") == []
 
 
-def test_volumes_picture(tmp_path):
+def test_scatter_picture(tmp_path):
     """Outliers are orange; an arm that finds nothing, one with a single scan and one without any are drawn all the same."""
-    records = [record(str(k), 10.0 * k, 12.0 * k) for k in range(6)]
-    records += [record(str(k), 0.0, 0.0, arm="y") for k in range(3)] + [record("1", 5.0, 1.0, arm="z")]
-    pictures.volumes(tmp_path / "a.png", records, arms=("x", "y", "z", "none"), named={"x": ["5"], "y": []})
-    pictures.volumes(tmp_path / "b.png", records, arms=("x", "y", "z", "none"), named={})
+    points = {"x": [(str(k), 12.0 * k, 10.0 * k) for k in range(6)], "y": [(str(k), 0.0, 0.0) for k in range(3)]}
+    points |= {"z": [("1", 1.0, 5.0)], "none": []}
+    words = pictures.Words("reference", "found", "mm³", "title")
+    pictures.scatter(tmp_path / "a.png", points, words=words, named={"x": ["5"], "y": []})
+    pictures.scatter(tmp_path / "b.png", points, words=words)
     marked, bare = (imread(tmp_path / name)[..., :3] for name in ("a.png", "b.png"))
-    assert marked.shape == bare.shape and np.abs(marked - bare).max(-1).sum() > 20
+    assert marked.shape == bare.shape and count(marked, pictures.OUTLIER_COLOUR, near=0.3) > count(bare, pictures.OUTLIER_COLOUR, near=0.3)
