@@ -28,13 +28,17 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent.parent))
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict, unflatten_dict
+from ml_collections import ConfigDict
 
-from cacjax import train
 from cacjax.models.critic import Critic
 from cacjax.models.dilated import PUBLISHED_DILATIONS, Dilated, centre
 from cacjax.models.undilated import EPS, SIZES, Undilated
-from cacjax.task import Net, State
+from cacjax.score import load_detector
+from cacjax.task import Net, build
+from cacjax.training.streams import example_batch, streams_of
+from cacjax.training.workdir import checkpoints, keep_config, load
 from configs import lessmann
 from configs import second as rejection
 from configs import uda as adaptation
@@ -190,61 +194,64 @@ def check(kind: str, params, path) -> None:
 def make_run(kind: str, params, out, source):
     """(config, State) of the run that the parameters go into."""
     if kind == "dilated":
-        config = lessmann.get_config()
-        with config.unlocked():
-            config.model.update(_widths(params))
-        state = train.build(config).init(jax.random.key(0), train.example_batch(config))
-        nets = {"detector": state.nets["detector"]._replace(params={"params": params})}
-        return config, State(jnp.asarray(config.steps, jnp.int32), nets)
+        config, (model, _) = lessmann.get_config(), network("dilated", params)
+        config.model.update({"width": model.width, "hidden": model.hidden, "classes": model.classes})
+        return config, _finished(config, begun(config), "detector", params={"params": params})
     if kind == "undilated":
         return _second_stage(params, source)
     if (pathlib.Path(out) / "config.json").exists():
-        config, state = train.restore(out)
+        config, _, state = load(out)
     elif source:
         config, state = _adaptation(source, params if kind == "critic" else None)
     else:
         raise ValueError(f"{kind} is part of a system: give --source, a run of lessmann.py, or an --out that holds a run")
-    return config, State(state.step, state.nets | _replaced(kind, params, state.nets))
+    return config, state._replace(nets=state.nets | _replaced(kind, params, state.nets))
+
+
+def begun(config, stages=None):
+    """The State of a run before its first step; stages: {name: State} of earlier ones."""
+    task = build(config)
+    return task.init(jax.random.key(0), example_batch(streams_of(config.streams, task)), stages or {})
+
+
+def _finished(config, state, name, **arrays):
+    """A State at the last step, with these arrays in one of its networks."""
+    return state._replace(step=jnp.asarray(config.steps, jnp.int32), nets=state.nets | {name: state.nets[name]._replace(**arrays)})
+
+
+def _stage(source):
+    """(config with its workdir, State) of the run of an earlier stage."""
+    config, _, state = load_detector(source)
+    return ConfigDict(config.to_dict() | {"workdir": str(pathlib.Path(source).absolute())}), state
 
 
 def _second_stage(params, source):
     if not source:
         raise ValueError("undilated is a second stage: give --source, the run of the first")
     config, (model, _), whole = rejection.get_config(), network("undilated", params), variables(params)
+    first, state = _stage(source)
     with config.unlocked():
-        config.source, before = train.restore(source)
-        config.source_workdir = str(pathlib.Path(source).absolute())
-        config.spacing_mm = config.source.spacing_mm
-        config.view = config.streams.train.view = config.source.view
+        config.stages.first = first
+        config.data.grid = first.data.grid.copy_and_resolve_references()
+        config.scoring.view = config.streams.train.view = first.scoring.view
         config.model.update({"widths": model.widths, "hidden": model.hidden})
-    state = train.build(config).init(jax.random.key(0), train.example_batch(config), before)
-    net = state.nets["second"]._replace(params=whole["params"], stats=whole["batch_stats"])
-    return config, State(jnp.asarray(config.steps, jnp.int32), state.nets | {"second": net})
+    return config, _finished(config, begun(config, {"first": state}), "second", params=whole["params"], stats=whole["batch_stats"])
 
 
 def _adaptation(source, critic):
-    before, state = train.restore(source)
-    if before.task != "lessmann":
-        raise ValueError(f"{source} is a run of {before.task}, expected lessmann")
-    config = adaptation.get_config()
+    config, (before, state) = adaptation.get_config(), _stage(source)
     with config.unlocked():
-        config.source, config.source_workdir = before, str(pathlib.Path(source).absolute())
-        config.model = before.model.copy_and_resolve_references()
+        config.stages.source, config.model = before, before.model.copy_and_resolve_references()
         if critic:
             config.critic.channels = network("critic", critic)[0].channels
-    return config, train.build(config).init(jax.random.key(0), train.example_batch(config), state)
-
-
-def _widths(params) -> dict:
-    model, _ = network("dilated", params)
-    return {"width": model.width, "hidden": model.hidden, "classes": model.classes}
+    return config, begun(config, {"source": state})
 
 
 def _replaced(kind, params, nets) -> dict:
     """The network of a run that holds these parameters, with them; its optimiser starts afresh."""
-    if kind == "critic" and "critic" not in nets:
-        raise ValueError(f"the run in --out holds {', '.join(nets)}, expected a run of uda.py, which has a critic")
     name = "critic" if kind == "critic" else "detector" if "detector" in nets else {"generator": "generator", "neck": "heads"}[kind]
+    if name not in nets:
+        raise ValueError(f"the run in --out holds {', '.join(nets)}, expected one that holds a {name}")
     net = nets[name]
     whole = name in ("critic", "detector")
     new = {"params": net.params["params"] | params} if whole else net.params | params
@@ -259,9 +266,9 @@ def save(out, config, state) -> None:
     out = pathlib.Path(out).absolute()
     made, old = out.with_name(f"{out.name}.importing"), out.with_name(f"{out.name}.replaced")
     shutil.rmtree(made, ignore_errors=True)
-    train.keep_config(config, made)
-    with train.checkpoints(made) as manager:
-        manager.save(int(state.step), args=train.ocp.args.StandardSave(state))
+    keep_config(config, made)
+    with checkpoints(made) as manager:
+        manager.save(int(state.step), args=ocp.args.StandardSave(state))
     if out.exists():
         os.rename(out, old)
     os.rename(made, out)

@@ -2,30 +2,29 @@
 
 import functools
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 import torch
 from race import Case, compiled
-from uda_cases import Ours, agree, finish, ready, systems
+from uda_cases import Ours, agree, finish, place, planes, ready, systems
 
 SIDE = 642  # of a padded plane of 512 x 512
 
 
-def cases(device: str, only: str = ""):
+def cases(options):
     """Dense planes in the three orientations."""
-    if only not in "dense detection":
+    if options.only not in "dense detection":
         return
-    both = systems(device)
+    both = systems(options.device)
     ours = Ours(both[0])
-    x = np.clip(np.random.default_rng(3).normal(0, 0.7, (1, 3, SIDE, SIDE)), -1, 2.5).astype(np.float32)
-    there, generator = jnp.asarray(x), ours.nets["generator"].params
-    program, took = compiled(ours.features, generator, there)
+    hu = planes(np.random.default_rng(3), 1, SIDE)[0]
+    given = ours.generator.params, jax.device_put(hu)
+    program, took = compiled(ours.features, *given)
 
     def dense(system, x):
         with torch.no_grad():  # inference has no graph in the published code either
             return system.features(x)
 
-    agree("features", np.moveaxis(np.asarray(program(generator, there)), -1, 1), dense(both[0], both[0].place(x)), 1e-4)
-    works = [finish(functools.partial(dense, system, system.place(x))) for system in both]
-    shape = "512x512 plane, three orientations"
-    yield Case("dense detection", shape, ready(program, generator, there), *works, program, took)
+    agree("features", np.moveaxis(np.asarray(program(*given)), -1, 1), dense(both[0], place(both[0], hu)), 1e-4)
+    works = [finish(functools.partial(dense, system, place(system, hu))) for system in both]
+    yield Case("dense detection", "512x512 plane, three orientations", ready(program, *given), *works, program, took)

@@ -1,4 +1,9 @@
-"""Timing of contenders against each other: interleaved rounds, medians, the machine's ceiling from the same minutes, one row per case."""
+"""Timing of contenders against each other: interleaved rounds, medians, the machine's ceiling from the same minutes, one row per case.
+
+Columns: ours_s, published_s, tuned_s, ratio_published, ratio_tuned (PyTorch's time over ours), compile_s, peak_mb, roofline_share (least
+time by FLOPs at the ceiling, over ours), flops (as direct convolutions), bytes (as the compiler counts them: a loop's body once),
+ceiling, parts (which part of its work PyTorch was timed on), spread (least, largest).
+"""
 
 import statistics
 import time
@@ -8,8 +13,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-
-COLUMNS = ("ours_s", "published_s", "tuned_s", "ratio_published", "ratio_tuned", "compile_s", "peak_mb", "roofline_share")
 
 
 class Case(NamedTuple):
@@ -34,6 +37,20 @@ class Case(NamedTuple):
     after: Callable | None = None
     rounds: int | None = None
 
+    @property
+    def key(self) -> dict:
+        """The columns that tell a row from the others."""
+        return {"work": self.work, "case": self.case}
+
+    def measure(self, rounds: int) -> dict:
+        """Run every contender once to warm up where the case asks for it, then once in each round; the other columns of the row."""
+        ceiling, rounds = ceiling_works(), self.rounds or rounds
+        contenders = {"ours": self.ours, "published": self.published, "tuned": self.tuned, "after": self.after, **ceiling}
+        contenders = {name: work for name, work in contenders.items() if work}
+        for work in (ceiling if self.rounds else contenders).values():
+            work()
+        return figures(self, take_turns(contenders, rounds), rounds)
+
 
 def compiled(function, *arguments):
     """(compiled program, seconds that it took), never from the persistent cache."""
@@ -45,24 +62,19 @@ def compiled(function, *arguments):
     return program, took
 
 
-def measure(case: Case, *, rounds: int) -> dict:
-    """Run every contender once to warm up where the case asks for it, then once in each round, and return the row."""
-    ceiling, rounds = ceiling_works(), case.rounds or rounds
-    contenders = {"ours": case.ours, "published": case.published, "tuned": case.tuned, "after": case.after, **ceiling}
-    contenders = {name: work for name, work in contenders.items() if work}
-    for work in (ceiling if case.rounds else contenders).values():
-        work()
-    taken = {name: [] for name in contenders}
+def take_turns(works, rounds: int) -> dict:
+    """{name: seconds in each round} of {name: callable}, one after another in every round."""
+    taken = {name: [] for name in works}
     for _ in range(rounds):
-        for name, work in contenders.items():
+        for name, work in works.items():
             began = time.perf_counter()
             work()
             taken[name].append(time.perf_counter() - began)
-    return row(case, taken, rounds)
+    return taken
 
 
-def row(case, taken, rounds) -> dict:
-    """The row of a case from the seconds that each contender took in each round."""
+def figures(case, taken, rounds) -> dict:
+    """The columns of a case from the seconds that each contender took in each round."""
     per_work = {name: case.times if name in ("ours", "published", "tuned") else 1 for name in taken}
     per_work |= {name: per_work[name] * case.parts for name in ("published", "tuned") if name in taken}
     middle = {name: statistics.median(seconds) / per_work[name] for name, seconds in taken.items()}
@@ -70,7 +82,7 @@ def row(case, taken, rounds) -> dict:
     ceiling = {"gflops": MATMUL_FLOPS / middle["matmul"] / 1e9, "gb_s": ADD_BYTES / middle["add"] / 1e9}
     flops, moved, peak_mb = count(case)
     least = max(flops / ceiling["gflops"] / 1e9, 0) if flops else None
-    out = {"work": case.work, "case": case.case, "ours_s": middle["ours"]}
+    out = {"ours_s": middle["ours"]}
     for other in ("published", "tuned"):
         out[f"{other}_s"] = middle.get(other)
         out[f"ratio_{other}"] = middle[other] / middle["ours"] if other in middle else None

@@ -1,12 +1,15 @@
-"""Race cacjax against PyTorch and write the rows as JSON.
+"""Time cacjax against PyTorch and other libraries, measure its heart network, and write the rows as JSON.
 
-    python tools/bench/run.py --system uda|detect|labelling|score|start|all .. --device cpu|gpu --out FILE.json [--rounds 5] [--only TEXT]
+    python tools/bench/run.py --system uda detect score start --out FILE.json [--device gpu] [--rounds 5] [--only TEXT]
+    python tools/bench/run.py --system labelling --rounds 7 --out FILE.json
+    python tools/bench/run.py --system heart --workdir runs/heart --out FILE.json [--n 20]
 
-Needs the extra `bench`. Both sides take turns in every round; compiling and warming up stand apart; figures are medians; the
-machine's ceiling is measured in the same rounds. A row is written as soon as it is there, and a second call with the same --out
-does what is missing. Rows: work, case, ours_s, published_s, tuned_s, ratio_published, ratio_tuned (PyTorch's time over ours),
-compile_s, peak_mb, roofline_share (least time by FLOPs at the ceiling, over ours), flops (as direct convolutions), bytes (as the
-compiler counts them: a loop's body once), ceiling, parts (which part of its work PyTorch was timed on), spread (least, largest).
+Needs the extra `bench`. What the rows hold is said in race.py, labelling_cases.py and heart_cases.py. All sides take turns in every
+round; compiling and warming up stand apart; figures are medians. A row is written as soon as it is there, and a second call with the
+same --out does what is missing; a file of another machine or other versions ends the program before anything is timed.
+
+JSON: {"device", "versions", "date", "command", "rows"}; load, of each row: the averages of the last 1, 5 and 15 minutes before it was
+timed (more than 1 to start with: other work shared the machine).
 """
 
 import argparse
@@ -19,66 +22,87 @@ import pathlib
 import platform
 import sys
 
-SYSTEMS = ("uda", "detect", "labelling", "score", "start")
-PACKAGES = ("jax", "jaxlib", "flax", "torch", "numpy")
-sys.path[:0] = [str(pathlib.Path(__file__).resolve().parents[2]), str(pathlib.Path(__file__).parent)]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[2]))
+from cacjax.report.tables import write_json
+
+PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
+RACE = ("jax", "jaxlib", "flax", "torch", "numpy")
+SYSTEMS = {  # system: packages that its figures depend on; what shares these shares a file
+    **dict.fromkeys(("uda", "detect", "score", "start"), RACE),
+    "labelling": ("jax", "jaxlib", "numpy", "scipy", "scikit-image", "connected-components-3d"),
+    "heart": ("jax", "jaxlib", "flax", "numpy", "scipy"),
+}
 
 
-def save(path, result) -> None:
-    """Write the JSON whole or not at all."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=1) + "\n")
-    os.replace(temporary, path)
-
-
-def processor() -> str:
-    """Name of the processor and the cores that this process may use."""
-    info = pathlib.Path("/proc/cpuinfo")
-    named = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{named[0] if named else platform.machine()}, {cores} cores"
-
-
-def show(row) -> None:
-    """One line of a row."""
-    figures = [f"{row['ours_s']:.4g} s"]
-    figures += [f"{row[f'ratio_{other}']:.2f}x {other}" for other in ("published", "tuned") if row.get(f"ratio_{other}")]
-    print(f"{row['work']} ({row['case']}): {', '.join(figures)}", flush=True)
-
-
-def main() -> None:
-    """Race what the command line asks for."""
+def parse(arguments) -> argparse.Namespace:
+    """The command line; argparse ends the program on a mistake."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--system", choices=(*SYSTEMS, "all"), nargs="+", default=["all"], help="one or more; default: all")
-    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="default: %(default)s")
+    parser.add_argument("--system", choices=SYSTEMS, nargs="+", required=True, help="one, or several of the first four")
+    parser.add_argument("--device", choices=PLATFORMS, default="cpu", help="default: %(default)s")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON of the rows; extended where it exists")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of which the median is taken (default: %(default)s)")
-    parser.add_argument("--only", default="", help="only cases whose work contains this text")
-    options = parser.parse_args()
-    os.environ["JAX_PLATFORMS"] = {"cpu": "cpu", "gpu": "cuda"}[options.device]
+    parser.add_argument("--only", default="", help='only rows whose work contains this text (a mask and its neighbours: "blobs 26")')
+    parser.add_argument("--quick", action="store_true", help="score, start, labelling: tiny scans, which say nothing of speed")
+    parser.add_argument("--workdir", help="heart: run of a heart network: python -m cacjax.train --config heart.py:tiny,whole")
+    parser.add_argument("--n", type=int, default=20, help="heart: scans of each protocol (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    if len({SYSTEMS[system] for system in options.system}) > 1:
+        parser.error(f"expected systems that share a file, got {', '.join(options.system)}: labelling and heart stand alone")
+    if min(options.rounds, options.n) < 1:
+        parser.error(f"--rounds and --n must be at least 1, got {options.rounds} and {options.n}")
+    options.device = PLATFORMS[options.device]
+    return options
 
-    import jax
-    import race
-    import torch
 
-    import cacjax  # noqa: F401  (compiler options)
+def cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
-    torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())
-    result = json.loads(options.out.read_text()) if options.out.exists() else {"rows": []}
-    result |= {
-        "device": processor() if options.device == "cpu" else jax.devices()[0].device_kind,
-        "versions": {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in PACKAGES},
-        "date": datetime.date.today().isoformat(),
-        "command": " ".join(["python", *sys.argv]),
-    }
-    done = {(row["work"], row["case"]) for row in result["rows"]}
-    for system in SYSTEMS if "all" in options.system else options.system:
-        for case in importlib.import_module(f"{system}_cases").cases({"cpu": "cpu", "gpu": "cuda"}[options.device], options.only):
-            if options.only not in case.work or (case.work, case.case) in done:
+
+def machine(device) -> str:
+    """Name of the accelerator, or of the processor and its cores."""
+    if device != "cpu":
+        import jax
+
+        return jax.devices()[0].device_kind
+    info = pathlib.Path("/proc/cpuinfo")
+    named = [line.split(":")[1].strip() for line in info.read_text().splitlines() if "model name" in line] if info.exists() else []
+    return f"{named[0] if named else platform.machine()}, {cores()} cores"
+
+
+def begin(options) -> dict:
+    """The result with the rows that --out has already; SystemExit where those are of another machine or other versions."""
+    packages = {name: importlib.metadata.version(name) for name in SYSTEMS[options.system[0]]}
+    about = {"device": machine(options.device), "versions": {"python": platform.python_version()} | packages}
+    earlier = json.loads(options.out.read_text()) if options.out.exists() else about | {"rows": []}
+    for name, value in about.items():
+        if earlier[name] != value:
+            raise SystemExit(f"{options.out} has {name} {earlier[name]}, this run {value}: write to another file")
+    command = " ".join(["python", *sys.argv])
+    return about | {"date": datetime.date.today().isoformat(), "command": command, "rows": earlier["rows"]}
+
+
+def show(name, row) -> None:
+    """One line of a row."""
+    times = [f"{column} {value:.4g}" for column, value in row.items() if value is not None and column.endswith(("_s", "_ms"))]
+    ratios = [f"{value:.2f}x {column[6:]}" for column, value in row.items() if value is not None and column.startswith("ratio_")]
+    print(f"{name}: {', '.join(times + ratios) or 'measured'}", flush=True)
+
+
+def main(arguments=None) -> None:
+    """Measure what the command line asks for."""
+    options = parse(arguments)
+    os.environ["JAX_PLATFORMS"] = options.device  # before JAX is imported, here and in what a case starts
+    result = begin(options)
+    for system in options.system:
+        for case in importlib.import_module(f"{system}_cases").cases(options):
+            name = " ".join(map(str, case.key.values()))
+            if options.only not in name or any(case.key.items() <= row.items() for row in result["rows"]):
                 continue
-            result["rows"].append(race.measure(case, rounds=options.rounds))
-            show(result["rows"][-1])
-            save(options.out, result)
+            load = [round(average, 2) for average in os.getloadavg()]
+            result["rows"].append(case.key | {"load": load} | case.measure(options.rounds))
+            show(name, result["rows"][-1])
+            write_json(options.out, result)
 
 
 if __name__ == "__main__":

@@ -9,51 +9,53 @@ takes longer).
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import torch
 from race import Case, compiled
 from scipy import ndimage
-from uda_cases import Ours, finish, ready, systems
+from uda_cases import finish, parameters, ready, systems
 
 import cacjax.phantom
-from cacjax.inference import planes, rectangles
-from cacjax.kernels import rules, scores
+from cacjax.inference import candidates, rectangles
+from cacjax.inference.planes import normalise
+from cacjax.kernels import grids, rules, scores
 from cacjax.models.dilated import doubling, margin, middle_pixels
 from cacjax.phantom import observer
 from cacjax.scoring import one_scan, program
+from cacjax.task import Net, State, build
+from cacjax.tasks import lessmann
 from configs import uda as uda_config
 
-SHAPE, SEED = (200, 512, 512), 900_011
+SHAPE, QUICK, SEED = (200, 512, 512), (24, 96, 96), 900_011
 TIMED = 20  # a dense call computes one in so many planes
 MOST_MM3 = 500.0
 
 
-def cases(device: str, only: str = "", shape=SHAPE):
+def cases(options):
     """Generator of the cases; the later ones compare with what the first made."""
-    if not any(only in work for work in ("whole-scan detection", "detect and score")):
+    if not any(options.only in work for work in ("whole-scan detection", "detect and score")):
         return
-    both = systems(device)
-    scan = cacjax.phantom.make_scan("ccta", SEED, shape=shape, spacing_mm=uda_config.get_config().spacing_mm)
-    model, params = detector(both[0])
-    case, how = make_case(scan)
+    both, config, shape = systems(options.device), get_config(), QUICK if options.quick else SHAPE
+    spacing_mm = tuple(config.data.grid.spacing_mm)
+    scan = cacjax.phantom.make_scan("ccta", SEED, shape=shape, spacing_mm=spacing_mm)
+    task, state, model = build(config), weights(both[0]), lessmann.network(config)
+    threshold_hu = scan.truth["threshold_hu"]
+    case, plan = one_scan.make_case(task.detector, scan.hu.astype(np.float32), spacing_mm, scan.affine, scan.heart, threshold_hu)
     case = jax.device_put(case)
-    hu, wanted, _ = program.prepare(case, how)
-
-    def classify(params, hu, wanted):
-        return planes.predict(model, params, hu, wanted)
-
-    predict, took = compiled(classify, params, hu, wanted)
-    label, chosen = np.asarray(predict(params, hu, wanted).label), np.asarray(wanted)
+    hu, wanted = asked(config, case, plan)
+    predict, took = compiled(task.predict, state, hu, wanted)
+    label, chosen = np.asarray(predict(state, hu, wanted)[0]), np.asarray(wanted)
     size = "x".join(map(str, shape))
     print(f"  {chosen.sum()} of {np.prod(shape)} voxels to classify", flush=True)
 
     pairs = rectangles_of(model, chosen)
     boxes, flops = [box for _, box in pairs], operations(model, pairs, chosen)
     m = margin(model.dilations)
-    padded = np.pad(np.asarray(planes.normalise(hu)), m, constant_values=-1.0)
+    padded = np.pad(np.asarray(normalise(hu)), m, constant_values=-1.0)
     own = padded[tuple(slice(0, n + 2 * m) for n in shape)]
     works = [finish(functools.partial(dense, system, subnets(system), own, m)) for system in both]
-    ours = ready(predict, params, hu, wanted)
+    ours = ready(predict, state, hu, wanted)
     part = share(model, shape)
     yield Case("whole-scan detection", f"CCTA {size}, against dense", ours, *works, predict, took, flops=flops, parts=part)
 
@@ -65,34 +67,47 @@ def cases(device: str, only: str = "", shape=SHAPE):
         raise SystemExit("the classes differ from PyTorch's, expected at most one in a thousand (ties)")
     yield Case("whole-scan detection", f"CCTA {size}, the same boxes", ours, *works, predict, took, flops=flops)
 
-    look = program.traceable(functools.partial(classify, params))
-    whole, took = compiled(lambda look, case: program.detect_and_score(look, case, how), look, case)
-    after = functools.partial(by_scipy, scan, label[tuple(slice(0, n) for n in shape)])
+    rule, classes = rules.named("default"), task.detector.classes
+    unit = rules.pixel_score(rule, spacing_mm)
+    reading, kinds = one_scan.read_by({"default": rule}, {"default": unit}, shape, spacing_mm, "default")
+    how = program.How(plan.how, kinds, classes)
+    given = state, case, jax.device_put(reading)
+    whole, took = compiled(lambda *given: program.detect_and_score(task.detector.find, *given, how), *given)
+    after = functools.partial(by_scipy, scan, grids.cut(label, shape), config)
     mask, agatston = after()
-    found = whole(look, case)
-    if not np.array_equal(np.asarray(found.mask)[: shape[0], : shape[1], : shape[2]], mask):
+    finding, tables = whole(*given)
+    if not np.array_equal(grids.cut(finding.label, shape), mask):
         raise SystemExit("the mask differs from scipy's")
-    rule, spacing = rules.named("default"), tuple(uda_config.get_config().spacing_mm)
-    totals = scores.from_totals(jax.device_get(found.tables.totals), spacing, rule, rules.pixel_score(rule, spacing))
-    print(f"  Agatston {agatston:.1f} by numpy, ours {scores.by_artery(totals).agatston[-1]:.1f}", flush=True)
+    scored = scores.by_artery(scores.from_totals(jax.device_get(tables.totals[0]), spacing_mm, rule, unit), classes)
+    print(f"  Agatston {agatston:.1f} by numpy, ours {scored.agatston[-1]:.1f}", flush=True)
     works = [finish(functools.partial(dense, system, subnets(system), own, m)) for system in both]
-    run = ready(whole, look, case)
+    run = ready(whole, *given)
     yield Case("detect and score", f"CCTA {size}, warm", run, *works, whole, took, flops=flops, parts=part, after=after)
 
 
-def detector(system):
-    """Our network and parameters at the weights of a PyTorch system."""
-    ours = Ours(system)
-    return ours.model, {"params": ours.nets["generator"].params | ours.heads}
+def get_config():
+    """False positives reduced as in the authors' code, only what can count classified."""
+    config = uda_config.get_config()
+    config.scoring.update({"fp_reduction": "authors_code", "classify": "mask"})
+    return config
 
 
-def make_case(scan):
-    """The scan as `pipeline` takes it, false positives reduced as in the authors' code, only what can count classified."""
-    config, rule = uda_config.get_config(), rules.named("default")
-    spacing = tuple(config.spacing_mm)
-    numbers = scores.numbers(rule, spacing, rules.pixel_score(rule, spacing))
-    reduction = {"mode": "authors_code", "dilation_mm": one_scan.HEART_DILATION_MM, "classify": "mask"}
-    return one_scan.make_case(scan.hu.astype(np.float32), scan.heart, spacing, scan.truth["threshold_hu"], numbers, config, rule, reduction)
+def weights(system) -> State:
+    """Our state at the weights of a PyTorch system."""
+    params = parameters(system)
+    return State(jnp.int32(0), {"generator": Net(params["generator"]), "heads": Net(params["neck"])})
+
+
+def asked(config, case, plan):
+    """(hu, wanted) on the network's grid, of which a detector asks its network."""
+    seen = []
+
+    def note(state, hu, wanted):
+        seen.append((hu, wanted))
+        return jnp.zeros(hu.shape, jnp.uint8), jnp.zeros(hu.shape)
+
+    candidates.detector(config, note).find(None, case, plan.how)
+    return seen[0]
 
 
 def subnets(system):
@@ -169,12 +184,12 @@ def same_boxes(system, padded, boxes, wanted):
     return logits[0, :, :, 0].argmax(0).cpu().numpy()
 
 
-def by_scipy(scan, label):
+def by_scipy(scan, label, config):
     """(mask, Agatston score) as the authors' steps make them: grown above the threshold, by size, by heart, without specks."""
-    spacing = tuple(uda_config.get_config().spacing_mm)
+    spacing = tuple(config.data.grid.spacing_mm)
     mm3, cube = float(np.prod(spacing)), np.ones((3, 3, 3))
     threshold = scan.truth["threshold_hu"]
-    heart = ndimage.distance_transform_edt(~scan.heart, spacing) <= one_scan.HEART_DILATION_MM
+    heart = ndimage.distance_transform_edt(~scan.heart, spacing) <= config.scoring.heart_dilation_mm
     component, count = ndimage.label(scan.hu >= threshold, cube)
     votes = np.zeros((7, count + 1), np.int64)
     np.add.at(votes, (label[label > 0], component[label > 0]), 1)

@@ -16,25 +16,26 @@ import numpy as np
 import torch
 import uda_torch
 from race import Case
-from score_cases import SEED, SHAPE
+from score_cases import QUICK, SEED, SHAPE
 
 from configs import uda as uda_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def cases(device: str, only: str = "", shape=SHAPE):
+def cases(options):
     """Generator of the case; the device is that of JAX_PLATFORMS."""
-    if only not in "first score":
+    if options.only not in "first score":
         return
+    shape = QUICK if options.quick else SHAPE
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         torch.manual_seed(0)
         np.savez(folder / "weights.npz", **uda_torch.arrays(uda_torch.Dilated()))
         call(folder, "tools/import_torch.py", "dilated", folder / "weights.npz", "--out", folder / "run")
-        grid = ("--shape", *shape, "--spacing", *uda_config.get_config().spacing_mm)
+        grid = ("--shape", *shape, "--spacing", *uda_config.get_config().data.grid.spacing_mm)
         call(folder, "-m", "cacjax.phantom", "--out", folder / "scans", "--protocol", "ccta", "--n", 1, "--seed", SEED, *grid)
-        words = ("-m", "cacjax.score", folder / "scans", "--workdir", folder / "run", "--out", folder / "scores", "--classify", "mask")
+        words = ("-m", "cacjax.score", folder / "scans", "--workdir", folder / "run", "--out", folder / "scores", "--scoring.classify=mask")
         score = functools.partial(call, folder, *words)
         first, second = timed(score), timed(score)
         size = "x".join(map(str, shape))
