@@ -1,4 +1,4 @@
-"""What all tests share: the CPU and the compiler options; small configs and records for tests of training."""
+"""What all tests share: the CPU, the compiler options, checked types of kernels; small configs and records for tests of training."""
 
 import os
 
@@ -7,11 +7,13 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import sys
 from pathlib import Path
 
+import jaxtyping
 import numpy as np
 import pytest
 
 import cacjax  # noqa: F401  (sets the compiler options before JAX starts)
 
+jaxtyping.install_import_hook("cacjax.kernels", "beartype.beartype")  # before any of them is imported
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
@@ -65,6 +67,52 @@ def shrink(config, *, steps: int = 4, batch: int = 2):
             config.critic.update({"channels": (2, 1), "window": 9, "updates": 2, "batch": batch})
             config.generator.updates = min(config.generator.updates, 2)
             config.pretrain_blocks = 1
-        if "source" in config:
-            shrink(config.source, steps=2, batch=batch)
+        for stage in config.stages.values():
+            shrink(stage, steps=2, batch=batch)
     return config
+
+
+def example_of(config):
+    """Shapes of a batch of a config."""
+    from cacjax.task import build
+    from cacjax.training.streams import example_batch, streams_of
+
+    return example_batch(streams_of(config.streams, build(config)))
+
+
+def begin(config, seed: int = 0):
+    """The State before the first step, upon stages that have not learned anything either."""
+    import jax
+
+    from cacjax.task import build
+
+    stages = {name: begin(stage, seed + 1) for name, stage in config.stages.items()}
+    return build(config).init(jax.random.key(seed), example_of(config), stages)
+
+
+def stand_in(predict, spacing_mm, **scoring):
+    """A run that stands in for a trained one: predict(hu, wanted) -> (label, P(coronary calcium)) on a grid of this spacing."""
+    from ml_collections import ConfigDict
+
+    from cacjax.inference import candidates
+    from cacjax.task import Task
+    from cacjax.training.workdir import Run
+    from configs import lessmann
+
+    config = ConfigDict({"task": "lessmann", "data": {"grid": {"kind": "spline", "spacing_mm": spacing_mm}}})
+    config.scoring = lessmann.get_config().scoring.copy_and_resolve_references().unlock()
+    config.scoring.update(scoring)
+    detector = candidates.detector(config, lambda state, hu, wanted: predict(hu, wanted))
+    return Run(config, Task(None, None, None, detector=detector), ())
+
+
+def stand_in_heart(predict, spacing_mm, classes: int = 8):
+    """A run that stands in for a heart network: predict(hu) -> probabilities [classes, z, y, x] on a grid of this spacing."""
+    from ml_collections import ConfigDict
+
+    from cacjax.inference import structures
+    from cacjax.task import Task
+    from cacjax.training.workdir import Run
+
+    config = ConfigDict({"task": "heart", "data": {"grid": {"kind": "linear", "spacing_mm": spacing_mm}}, "model": {"classes": classes}})
+    return Run(config, Task(None, None, None, segment=structures.segmenter(config, lambda state, hu: predict(hu))), ())

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from cacjax.data import sampling
+from cacjax.data import sampling, scans
 from cacjax.inference import planes, rectangles
 from cacjax.models.dilated import Dilated, margin
 
@@ -28,18 +28,24 @@ def test_normalise():
     np.testing.assert_allclose(planes.normalise(jnp.array([-2000, 130, 1260, 5000])), [-1, 0, 1, 2870 / 1130], rtol=1e-6)
 
 
+def cut_of(model, slab):
+    """What the network needs to see of a voxel."""
+    m = margin(model.dilations)
+    return sampling.Cut((slab, 1, 1), (0, m, m), sampling.PLANES[: model.planes])
+
+
 def test_every_voxel_equals_its_patch(case):
     """Training cuts patches by `sampling`, scoring runs whole planes: both must see the same orientations."""
-    model, params, hu, slab, prediction = case
+    model, params, hu, slab, (label, p_cac) = case
     zeros = np.zeros(hu.shape, np.uint8)
-    scan = sampling.index_scan({"id": "a", "hu": hu, "label": zeros, "heart": zeros})
-    spec = sampling.StreamSpec(("a",), patch=1, margin=margin(model.dilations), planes=sampling.PLANES[: model.planes], slab=slab)
+    scan = scans.index_scan({"id": "a", "hu": hu, "label": zeros, "heart": zeros})
+    spec = sampling.StreamSpec(("a",), cut_of(model, slab))
     for point in [(0, 0, 0), (2, 5, 7), (5, 8, 10), (3, 0, 10)]:
         patch = sampling.cut_sample(scan, point, spec)["hu"]
         logits = model.apply(params, planes.normalise(jnp.asarray(patch[None])))[0][0, 0, 0]
         probability = jax.nn.softmax(logits)
-        assert prediction.label[point] == probability.argmax()
-        assert prediction.p_cac[point] == pytest.approx(float(probability[1:4].sum()), abs=1e-5)
+        assert label[point] == probability.argmax()
+        assert p_cac[point] == pytest.approx(float(probability[1:4].sum()), abs=1e-5)
 
 
 @pytest.fixture
@@ -52,9 +58,9 @@ def wanted(case):
 
 def deviation(found, whole, wanted):
     """Largest difference in probability from what the whole says of the wanted voxels, and nothing of others; inf where a class differs."""
-    if (np.asarray(found.label) != np.where(wanted, whole.label, 0)).any():
+    if (np.asarray(found[0]) != np.where(wanted, whole[0], 0)).any():
         return np.inf
-    return np.abs(np.asarray(found.p_cac) - np.where(wanted, whole.p_cac, 0)).max()
+    return np.abs(np.asarray(found[1]) - np.where(wanted, whole[1], 0)).max()
 
 
 def test_wanted_voxels_only_and_as_in_the_whole(case, wanted):
@@ -87,17 +93,16 @@ def test_chunks_and_sizes_change_nothing(case, wanted, monkeypatch):
 def test_features_are_rounded_where_they_are_kept_in_half_precision(case):
     """Section 12, line 14, of the specification: what the authors' code does before the main head, and nothing else."""
     model, params, hu, slab, whole = case
-    m = margin(model.dilations)
-    scan = sampling.index_scan({"id": "a", "hu": hu, "label": np.zeros(hu.shape, np.uint8), "heart": np.zeros(hu.shape, np.uint8)})
-    spec = sampling.StreamSpec(("a",), patch=1, margin=m, planes=sampling.PLANES[: model.planes], slab=slab)
+    scan = scans.index_scan({"id": "a", "hu": hu, "label": np.zeros(hu.shape, np.uint8), "heart": np.zeros(hu.shape, np.uint8)})
+    spec = sampling.StreamSpec(("a",), cut_of(model, slab))
     points = [(0, 0, 0), (2, 5, 7), (5, 8, 10), (3, 0, 10), (1, 4, 4)]
     patches = np.stack([sampling.cut_sample(scan, point, spec)["hu"] for point in points])
     features = model.apply(params, planes.normalise(jnp.asarray(patches)), method="features")
     logits = model.apply(params, features.astype(jnp.float16).astype(jnp.float32), method="classify")[:, 0, 0]
     found = planes.predict(model, params, hu, slab=slab, stored="float16")
-    there = np.asarray(found.p_cac)[tuple(np.transpose(points))]
+    there = np.asarray(found[1])[tuple(np.transpose(points))]
     np.testing.assert_allclose(there, jax.nn.softmax(logits)[:, 1:4].sum(-1), atol=1e-6)
-    assert 1e-6 < np.abs(np.asarray(found.p_cac) - whole.p_cac).max() < 1e-2
+    assert 1e-6 < np.abs(np.asarray(found[1]) - whole[1]).max() < 1e-2
 
 
 def test_planes_at_once_change_nothing(case, wanted, monkeypatch):

@@ -13,6 +13,8 @@ import pytest
 from conftest import shrink
 
 from cacjax import train
+from cacjax.data import cohorts
+from cacjax.training.workdir import load
 
 CONFIGS = sorted(p.stem for p in (train.ROOT / "configs").glob("*.py") if "config.task" in p.read_text() or '"task"' in p.read_text())
 
@@ -63,7 +65,7 @@ def test_interrupt_saves_and_the_same_command_continues(records, tmp_path, monke
 def test_an_interrupt_before_the_first_step_stops_at_once(records, tmp_path, monkeypatch):
     """What comes before the steps may take minutes (a second stage's detection) and has nothing to save."""
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets what runs behind it ignore interrupts
-    monkeypatch.setattr(train, "records_of", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr(cohorts, "open", lambda *_: os.kill(os.getpid(), signal.SIGINT))
     try:
         with pytest.raises(KeyboardInterrupt) as stop:
             train.train(config_of("lessmann", steps=4), tmp_path)
@@ -84,7 +86,7 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(records, tmp
     monkeypatch.setattr(train, "place", spoil_third)
     with pytest.raises(FloatingPointError, match="step 3: loss = nan"):
         train.train(config_of("lessmann", steps=4), tmp_path)
-    config, state = train.restore(tmp_path)
+    config, _, state = load(tmp_path)
     assert state.step == 2 and config.task == "lessmann"
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
@@ -102,22 +104,48 @@ def test_source_workdir_is_taken_instead_of_training_one(records, tmp_path):
     train.train(config_of("lessmann", steps=2), tmp_path / "given")
     config = config_of("uda", steps=2)
     with config.unlocked():
-        config.source_workdir = str(tmp_path / "given")
+        config.stages.source.workdir = str(tmp_path / "given")
     train.train(config, tmp_path / "uda")
     assert not (tmp_path / "uda" / "source").exists()
 
 
 def test_restore_names_what_is_missing(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"config\.json"):
-        train.restore(tmp_path / "nothing")
+        load(tmp_path / "nothing")
 
 
 def test_loaded_run_predicts(records, tmp_path):
     train.train(config_of("lessmann", steps=2), tmp_path)
-    config, predict = train.load(tmp_path)
-    prediction = predict(records["source_train"][0]["hu"].astype(np.float32))
-    assert prediction.label.shape == (6, 20, 24) and 0 <= prediction.p_cac.min() <= prediction.p_cac.max() <= 1
-    assert tuple(config.spacing_mm) == (1.5, 0.66, 0.66)
+    config, task, state = load(tmp_path)
+    label, p_cac = task.predict(state, records["source_train"][0]["hu"].astype(np.float32))
+    assert label.shape == p_cac.shape == (6, 20, 24) and 0 <= p_cac.min() <= p_cac.max() <= 1
+    assert tuple(config.data.grid.spacing_mm) == (1.5, 0.66, 0.66)
+
+
+def test_another_fold_in_the_same_workdir_is_refused(records, tmp_path):
+    """Its data may grow, but another fold would train on what was tested; the number of steps may change."""
+    train.train(config_of("lessmann", steps=2), tmp_path)
+    other = config_of("lessmann", steps=3)
+    with other.unlocked():
+        other.data.seed = 5
+    assert train.train(other, tmp_path).step == 3
+    with other.unlocked():
+        other.data.folds, other.data.fold = 5, 1
+    with pytest.raises(ValueError, match=r"data\.fold: 0 -> 1, data\.folds: 0 -> 5"):
+        train.train(other, tmp_path)
+
+
+def test_a_run_of_an_earlier_version_is_refused_with_what_to_do(records, tmp_path):
+    train.train(config_of("lessmann", steps=2), tmp_path)
+    settings = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({key: value for key, value in settings.items() if key not in ("scoring", "stages")}))
+    with pytest.raises(ValueError, match=r"config\.json lacks the setting .*: it is of another version of cacjax; train the run anew"):
+        load(tmp_path)
+    upon = config_of("second", steps=2)
+    with upon.unlocked():
+        upon.stages.first.workdir = str(tmp_path)
+    with pytest.raises(ValueError, match="of another version of cacjax"):
+        train.train(upon, tmp_path / "second")
 
 
 def test_config_names_resolve_from_any_directory(monkeypatch, tmp_path):
@@ -131,8 +159,8 @@ def test_config_names_resolve_from_any_directory(monkeypatch, tmp_path):
 
 WRONG = [
     ("uda", "critic.statistics", "joit", "critic.statistics must be one of"),
-    ("uda", "source.task", "heart", "must be a run of lessmann.py, got one of heart.py"),
-    ("second", "source.task", "heart", "must be a run of lessmann.py or uda.py, got one of heart.py"),
+    ("uda", "stages.source.task", "heart", "must be a run of lessmann.py, got one of heart.py"),
+    ("second", "stages.first.task", "heart", "must be a run of lessmann.py or uda.py, got one of heart.py"),
 ]
 
 

@@ -4,14 +4,13 @@ import csv
 import importlib
 import json
 import pathlib
-import types
 
 import jax.numpy as jnp
 import numpy as np
 import pydicom
 import pytest
 import SimpleITK as sitk
-from conftest import shrink
+from conftest import shrink, stand_in
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -21,7 +20,6 @@ from cacjax import train
 from cacjax.files import scan
 from cacjax.report import pictures, tables
 from cacjax.scoring import one_scan
-from cacjax.task import Prediction
 
 QRM = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "qrm-cci-canon"
 MASS_FACTOR = 0.72204771044
@@ -77,15 +75,14 @@ def write_dicom(folder, hu, *, skip=(), storage=CTImageStorage, tilt_deg=0.0):
 def marks_bright(hu, wanted):
     """Stands in for a trained network: LAD where HU >= 200 among the wanted voxels, P(CAC) grows with HU."""
     label = ((hu >= 200) & wanted).astype(jnp.uint8)
-    return Prediction(label, jnp.clip(hu / 400, 0, 1) * label, hu)
+    return label, jnp.clip(hu / 400, 0, 1) * label
 
 
 @pytest.fixture
 def detector(monkeypatch):
     """The stand-in, also for the command line, on a grid that is the scan's own."""
-    pair = types.SimpleNamespace(spacing_mm=SPACING, view="none"), marks_bright
-    monkeypatch.setattr(score_module, "load_detector", lambda workdir: pair)
-    return pair
+    monkeypatch.setattr(score_module, "load_detector", lambda workdir, scoring: stand_in(marks_bright, SPACING, **scoring))
+    return stand_in(marks_bright, SPACING)
 
 
 def rows_of(out):
@@ -159,12 +156,44 @@ def test_scores_lesions_and_files(tmp_path, detector):
     first = record["lesions"][0]
     assert first["artery"] == "LAD" and first["n_voxels"] == 16 and first["peak_hu"] == 250
     assert first["centre_mm"] == pytest.approx([21.5 * 0.5, 11.5 * 0.5, 6.0])
+    assert record["masks"] == {"final": "p_mask.nii.gz", "before": "p_detected.nii.gz"}
     assert {"cacjax", "jax", "device"} <= record["versions"].keys()
     assert {"read", "detect_and_score"} <= record["timings_s"].keys()
     mask = sitk.ReadImage(str(out / "p_mask.nii.gz"))
     assert mask.GetSpacing() == pytest.approx(SPACING[::-1])
     assert np.array_equal(sitk.GetArrayFromImage(mask) > 0, calcified() == 250)
-    assert {p.name for p in out.iterdir()} == {"scores.csv", *(f"p{suffix}" for suffix in score_module.OUTPUTS)}
+    assert {p.name for p in out.iterdir()} == {
+        "scores.csv",
+        *(f"p{suffix}" for suffix in (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")),
+    }
+
+
+def test_several_rules_are_rows_of_one_mask(tmp_path, detector):
+    """A pixel of 0.25 mm² beside the squares: the default rule wants 1 mm² of it, syngo's does not; either way it is in the mask."""
+    hu = calcified()
+    hu[0, 0:2, 0] = 250
+    path = write_nifti(tmp_path / "p.nii.gz", hu)
+    assert run(path, "--workdir", tmp_path, "--out", tmp_path, "--rule", "default,siemens", "--scheme", "van_velzen") == 0
+    rows = {(row["rule"], row["artery"]): row for row in rows_of(tmp_path)}
+    assert len(rows) == 2 * 7 and {name: float(rows[name, "CAC"]["agatston"]) for name in ("default", "siemens")} == {
+        "default": 10,
+        "siemens": 11,
+    }
+    assert (rows["default", "CAC"]["category"], rows["siemens", "CAC"]["category"]) == ("I", "II")
+    record = json.loads((tmp_path / "p.json").read_text())
+    assert [rule["name"] for rule in record["rules"]] == ["default", "siemens"]
+    with pytest.raises(SystemExit):
+        run(path, "--workdir", tmp_path, "--out", tmp_path, "--rule", "default,agatsten")
+
+
+def test_scores_grow_by_a_scan_at_a_time(tmp_path, detector, monkeypatch):
+    """What is in scores.csv when the next scan begins; nothing is written again before the end."""
+    paths, seen = [write_nifti(tmp_path / f"{name}.nii.gz", calcified()) for name in "abc"], []
+    real = one_scan.score
+    monkeypatch.setattr(one_scan, "score", lambda *args, **options: (seen.append(rows_of(tmp_path)), real(*args, **options))[1])
+    assert run(*paths, "--workdir", tmp_path, "--out", tmp_path) == 0
+    final = rows_of(tmp_path)
+    assert [len(rows) for rows in seen] == [0, 7, 14] and seen == [final[: len(rows)] for rows in seen]
 
 
 def test_mask_lies_on_the_input_grid_whatever_its_axes(tmp_path, detector):
@@ -199,12 +228,12 @@ def test_heart_and_threshold_of_a_manifest(tmp_path, detector):
 
 
 def test_reduction_grows_and_is_optional(tmp_path, detector):
-    """A voxel at 150 HU beside the square is not detected, but grown into; --fp-reduction none leaves the detection as it is."""
+    """A voxel at 150 HU beside the square is not detected, but grown into; --scoring.fp_reduction=none leaves the detection as it is."""
     hu = calcified()
     hu[2, 10, 24] = 150
     path = write_nifti(tmp_path / "p.nii.gz", hu)
     assert run(path, "--workdir", tmp_path, "--out", tmp_path / "paper") == 0
-    assert run(path, "--workdir", tmp_path, "--out", tmp_path / "none", "--fp-reduction", "none") == 0
+    assert run(path, "--workdir", tmp_path, "--out", tmp_path / "none", "--scoring.fp_reduction=none") == 0
     counts = {}
     for out in ("paper", "none"):
         for stage in ("mask", "detected"):
@@ -223,7 +252,7 @@ def test_what_is_classified_changes_no_score(tmp_path, detector, monkeypatch):
     totals, specks = {}, {}
     for kind in ("all", "threshold", "mask"):
         out = tmp_path / kind
-        assert run(path, "--workdir", tmp_path, "--out", out, "--save-probability", "--classify", kind) == 0
+        assert run(path, "--workdir", tmp_path, "--out", out, "--save-probability", f"--scoring.classify={kind}") == 0
         totals[kind] = [row["agatston"] for row in rows_of(out)]
         specks[kind] = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "p_probability.nii.gz")))[5, 20, 20]
         assert (out / "p_detected.nii.gz").exists() == (kind == "all")
@@ -246,7 +275,7 @@ def test_resume_keeps_finished_scans_with_the_same_settings(tmp_path, detector, 
     write_nifti(broken, calcified(1))
     assert run(*common, "--resume") == 0
     assert {row["scan"] for row in rows_of(tmp_path) if row["status"] == "scored"} == {"a", "b"}
-    assert run(*common, "--resume", "--fp-reduction", "none") == 0
+    assert run(*common, "--resume", "--scoring.fp_reduction=none") == 0
     assert (tmp_path / "a_mask.nii.gz").stat().st_mtime_ns != stamp
     assert "a: kept from an earlier run" in capsys.readouterr().err
 
@@ -257,7 +286,7 @@ def test_an_unexpected_error_is_a_row_with_its_traceback(tmp_path, detector, mon
 
     path = write_nifti(tmp_path / "a.nii.gz", calcified())
     assert run(path, "--workdir", tmp_path, "--out", tmp_path) == 0
-    monkeypatch.setattr(one_scan, "detect_and_score", fails)
+    monkeypatch.setattr(one_scan, "detect", fails)
     assert run(path, "--workdir", tmp_path, "--out", tmp_path) == 1
     record = json.loads((tmp_path / "a.json").read_text())
     assert (record["reason"], record["message"]) == ("internal_error", "RuntimeError: no such luck")
@@ -279,8 +308,8 @@ def test_python_interface(tmp_path, detector):
         cacjax.score(path, detector=detector, heart=far & False)
     with pytest.raises(ValueError, match="expected a detector"):
         cacjax.score(path)
-    with pytest.raises(ValueError, match="fp_reduction"):
-        cacjax.score(path, detector=detector, fp_reduction="papr")
+    with pytest.raises(ValueError, match="rule must be one of"):
+        cacjax.score(path, detector=detector, rule="agatsten")
 
 
 def test_a_trained_run_scores(tmp_path, records):
@@ -290,11 +319,30 @@ def test_a_trained_run_scores(tmp_path, records):
     path = write_nifti(tmp_path / "p.nii.gz", calcified())
     assert run(path, "--workdir", tmp_path / "run", "--out", tmp_path / "out", "--save-probability") == 0
     record = json.loads((tmp_path / "out" / "p.json").read_text())
-    assert record["network_spacing_mm"] == [1.5, 0.66, 0.66]
+    assert record["system"] == "lessmann" and record["scoring"]["fp_reduction"] == "paper"
     assert record["settings"]["checkpoint"][0] == 2
     result = cacjax.score(path, workdir=tmp_path / "run")
     assert result.rows == [{k: v for k, v in row.items() if k not in ("scan", "status", "reason")} for row in record["rows"]]
     assert 0 < result.probability.max() <= 1 and (result.probability[calcified() < 130] == 0).all()
+
+
+def test_settings_of_the_system_are_its_own(tmp_path, records, capsys):
+    """Another value, a key that the system lacks, one of another kind: told with what there is, before a scan is read."""
+    config = shrink(importlib.import_module("configs.lessmann").get_config("tiny"), steps=2)
+    train.train(config, tmp_path / "run")
+    path = write_nifti(tmp_path / "p.nii.gz", calcified())
+    common = (path, "--workdir", tmp_path / "run", "--out", tmp_path)
+    assert run(*common, "--scoring.fp_reduction=none", "--scoring.heart_dilation_mm=3") == 0
+    scoring = json.loads((tmp_path / "p.json").read_text())["scoring"]
+    assert (scoring["fp_reduction"], scoring["heart_dilation_mm"], scoring["classify"]) == ("none", 3.0, "all")
+    for word, told in (
+        ("--scoring.tau_hu=2", "whose scoring has classify, .*, view, and no tau_hu"),
+        ("--scoring.fp_reduction=papr", "must be one of paper, authors_code, none"),
+        ("--scoring.heart_dilation_mm=wide", "must be a float"),
+        ("--scoring.view", "expected --scoring.KEY=VALUE"),
+    ):
+        with pytest.raises(SystemExit, match=told):
+            run(*common, word)
 
 
 def test_a_folder_without_a_run_is_told(tmp_path):
@@ -311,8 +359,8 @@ def test_a_coarser_network_grid_comes_back_to_the_scan(tmp_path):
         seen["wanted"] = jnp.shape(wanted)
         return marks_bright(network_hu, wanted)
 
-    result = cacjax.score(path, detector=(types.SimpleNamespace(spacing_mm=(1.5, 1.0, 1.0), view="none"), predict))
+    result = cacjax.score(path, detector=stand_in(predict, (1.5, 1.0, 1.0)))
     assert seen["wanted"] == (32, 64, 64)  # 12 x 20 x 24, padded
-    assert 0 < (result.detected > 0).sum() <= 20
+    assert 0 < (result.before > 0).sum() <= 20
     assert np.array_equal(result.mask > 0, calcified() == 250)
     assert result.rows[0].keys() <= set(tables.COLUMNS)

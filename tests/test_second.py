@@ -8,15 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import SimpleITK as sitk
-from conftest import shrink, small_record
+from conftest import begin, example_of, shrink, small_record
 from scipy import ndimage
 
 import cacjax
 from cacjax import train
-from cacjax.data import detected, loader, sampling
+from cacjax.data import detected, loader, sampling, scans
 from cacjax.inference import patches
 from cacjax.models.undilated import Undilated, pool
-from cacjax.task import Prediction
+from cacjax.task import build
+from cacjax.tasks import lessmann
+from cacjax.training import workdir
 from configs import second
 
 FIELD = patches.Field(65, 42.9, (1.5, 0.66, 0.66))
@@ -100,8 +102,8 @@ def test_whole_scans_say_what_single_patches_say(volume, small):
     model, variables, asked = small
     found = np.asarray(patches.probability(model, variables, volume.astype(np.float32), asked, FIELD))
     zeros = np.zeros(volume.shape, np.uint8)
-    scan = sampling.index_scan({"id": "a", "hu": volume, "label": zeros, "heart": zeros})
-    spec = sampling.StreamSpec(("a",), patch=1, **train.build(second.get_config()).cut(second.get_config()))
+    scan = scans.index_scan({"id": "a", "hu": volume, "label": zeros, "heart": zeros})
+    spec = sampling.StreamSpec(("a",), build(second.get_config()).cut(second.get_config().streams.train))
     points = np.argwhere(asked)
     crops = np.stack([sampling.cut_sample(scan, tuple(point), spec)["hu"] for point in points])
     single = jax.nn.softmax(model.apply(variables, patches.look(crops, FIELD)))[:, 1]
@@ -130,7 +132,7 @@ def test_half_of_a_minibatch_is_calcium_and_the_rest_is_mistaken_or_bright():
     record["hu"][5, :, 0] = 700
     record["detected"] = np.flatnonzero((record["hu"] == 700) | (record["label"] > 0))
     stream = second.get_config().streams.train
-    spec = sampling.StreamSpec(("s",), stream.strata, patch=1, margin=0)
+    spec = sampling.StreamSpec(("s",), sampling.Cut((1, 1, 1)), stream.strata)
     batches = loader.make_loader({"s": [record]}, {"train": (spec, (20,))}, seed=0, num_threads=0)
     hu, label = (next(batches)["train"][part].reshape(20) for part in ("hu", "label"))
     assert (label[:10] > 0).all() and not label[10:].any()
@@ -140,16 +142,16 @@ def test_half_of_a_minibatch_is_calcium_and_the_rest_is_mistaken_or_bright():
 def test_detections_are_made_once(tmp_path):
     calls, records = [], [small_record(i) for i in range(2)]
 
-    def predict(hu, wanted):
+    def find(hu, wanted):
         calls.append(1)
-        return Prediction(np.where(wanted & (hu < 400), 4, np.where(wanted, 1, 0)), None, hu)
+        return np.where(wanted & (hu < 400), 4, np.where(wanted, 1, 0))
 
     for _ in range(2):
-        found = detected.detect(records, predict, tmp_path)
+        found = detected.detect(records, find, tmp_path)
     assert len(calls) == len(found) == 2
     for raw, record in zip(records, found):
         np.testing.assert_array_equal(record["detected"], np.flatnonzero(raw["hu"] >= 130))
-    perfect = lambda hu, wanted: Prediction(np.where(wanted & (hu == 400), 1, 0), None, hu)  # noqa: E731
+    perfect = lambda hu, wanted: np.where(wanted & (hu == 400), 1, 0)  # noqa: E731
     with pytest.raises(ValueError, match="nothing but calcium"):
         detected.detect(records, perfect, tmp_path / "other")
 
@@ -158,19 +160,17 @@ def test_detections_are_made_once(tmp_path):
 def toy():
     """(config, task, state at the start) at toy widths."""
     config = shrink(second.get_config("tiny"))
-    task = train.build(config)
-    source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
-    return config, task, task.init(jax.random.key(1), train.example_batch(config), source)
+    return config, build(config), begin(config)
 
 
 def test_a_step_moves_the_second_stage_only(toy):
     config, task, state = toy
     rng = np.random.default_rng(0)
     draw = lambda s: rng.integers(0, 4 if s.dtype == np.uint8 else 400, s.shape).astype(s.dtype)  # noqa: E731
-    batch = jax.tree.map(draw, train.example_batch(config))
+    batch = jax.tree.map(draw, example_of(config))
     after, metrics = jax.jit(task.train_step)(state, batch, jax.random.key(2))
     assert after.step == 1 and np.isfinite(metrics["loss"])
-    jax.tree.map(np.testing.assert_array_equal, state.nets["first_detector"], after.nets["first_detector"])
+    jax.tree.map(np.testing.assert_array_equal, state.stages, after.stages)
     for part in ("params", "stats"):
         pairs = zip(*(jax.tree.leaves(getattr(s.nets["second"], part)) for s in (state, after)))
         assert all(np.any(a != b) for a, b in pairs)
@@ -187,12 +187,11 @@ def test_rejected_voxels_become_background_and_probabilities_multiply(toy, monke
         return jnp.where(asked, probability, patches.UNDECIDED)
 
     config = shrink(second.get_config("tiny"))
-    first = types.SimpleNamespace(make=lambda config: types.SimpleNamespace(predict=lambda *_: Prediction(label, probability, hu)))
-    monkeypatch.setattr(importlib, "import_module", lambda name, real=importlib.import_module: first if "lessmann" in name else real(name))
+    monkeypatch.setattr(lessmann, "make", lambda config: types.SimpleNamespace(predict=lambda *_: (label, probability)))
     monkeypatch.setattr(patches, "probability", decide)
-    found = train.build(config).predict(state, hu)
-    np.testing.assert_array_equal(found.label, np.where(probability > 0.5, label, 0))
-    np.testing.assert_allclose(found.p_cac, probability * np.where(label > 0, probability, 0.5), rtol=1e-6)
+    classes, p_cac = build(config).predict(state, hu)
+    np.testing.assert_array_equal(classes, np.where(probability > 0.5, label, 0))
+    np.testing.assert_allclose(p_cac, probability * np.where(label > 0, probability, 0.5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("first", ["lessmann", "uda"])
@@ -202,29 +201,30 @@ def test_a_run_upon_another_scores_with_both_stages(first, records, tmp_path):
     train.train(config, tmp_path / "first")
     config = shrink(second.get_config("tiny"), steps=2)
     with config.unlocked():
-        config.source_workdir = str(tmp_path / "first")
+        config.stages.first.workdir = str(tmp_path / "first")
     state = train.train(config, tmp_path / "second")
-    assert config.source.task == first and len(list((tmp_path / "second" / "detected").iterdir())) == 3
-    assert not (tmp_path / "second" / "source").exists()
-    before = train.restore(tmp_path / "first")[1]
+    assert config.stages.first.task == first and len(list((tmp_path / "second" / "detected").iterdir())) == 3
+    assert not (tmp_path / "second" / "first").exists()
+    before = workdir.load(tmp_path / "first").state
     for name, net in before.nets.items():
-        jax.tree.map(np.testing.assert_array_equal, net.params, state.nets[f"first_{name}"].params)
+        jax.tree.map(np.testing.assert_array_equal, net.params, state.stages["first"].nets[name].params)
     image = sitk.GetImageFromArray(records["source_train"][0]["hu"])
     image.SetSpacing((0.66, 0.66, 1.5))
     sitk.WriteImage(image, str(tmp_path / "scan.nii.gz"))
-    alone, both = (cacjax.score(tmp_path / "scan.nii.gz", workdir=tmp_path / name, fp_reduction="none") for name in ("first", "second"))
-    assert alone.detected.any() and (both.detected[both.detected != alone.detected] == 0).all()
+    scoring = {"fp_reduction": "none"}
+    alone, both = (cacjax.score(tmp_path / "scan.nii.gz", workdir=tmp_path / name, scoring=scoring) for name in ("first", "second"))
+    assert alone.before.any() and (both.before[both.before != alone.before] == 0).all()
     assert (both.probability <= alone.probability).all() and both.probability.any()
 
 
 def test_settings_that_do_not_fit_the_first_stage_are_told():
     config = second.get_config("tiny")
     with config.unlocked():
-        config.view = "contrast_removed"
+        config.scoring.view = "contrast_removed"
     with pytest.raises(ValueError, match="view must be that of the first stage, 'none'"):
-        train.build(config)
+        build(config)
     config = second.get_config("tiny")
     with config.unlocked():
         config.model.norm = "sideways"
     with pytest.raises(ValueError, match=r"model\.norm must be one of after, before"):
-        train.build(config)
+        build(config)

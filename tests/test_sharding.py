@@ -11,29 +11,31 @@ PROGRAM = """
 import jax, numpy as np, sys
 sys.path[:0] = [{tests!r}, {root!r}]
 import cacjax
-from conftest import shrink
+from conftest import begin, example_of, shrink
 from cacjax import train
+from cacjax.task import build
+from cacjax.training.streams import streams_of
 from configs import {config} as module
 assert len(jax.devices()) == 8
 config = shrink(module.get_config(""), batch=8)
-if "source" in config:
+if "source" in config.stages:
     with config.unlocked():
         config.pretrain_blocks = 0
 rng = np.random.default_rng(0)
 draw = lambda s: rng.integers(0, 4 if s.dtype == np.uint8 else 400, s.shape).astype(s.dtype)
-batches = [jax.tree.map(draw, train.example_batch(config)) for _ in range(2)]
-task = train.build(config)
-source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source)) if "source" in config else None
-start = jax.device_get(task.init(jax.random.key(1), train.example_batch(config), source))
+batches = [jax.tree.map(draw, example_of(config)) for _ in range(2)]
+task = build(config)
+streams = streams_of(config.streams, task)
+start = jax.device_get(begin(config))
 if {exact}:  # RMSprop's first step divides a gradient by its own size: float32's rounding, which differs by processor, would show
     jax.config.update("jax_enable_x64", True)
     from cacjax.tasks import uda
     uda.normalise = lambda hu, inner=uda.normalise: inner(hu).astype(np.float64)
     start = jax.tree.map(lambda a: a.astype(np.float64) if a.dtype == np.float32 else a, start)
 ends = []
-for mesh in (train.make_mesh(config), jax.make_mesh((1,), ("data",), devices=jax.devices()[:1], axis_types=(jax.sharding.AxisType.Auto,))):
+for mesh in (train.make_mesh(streams, 8), train.make_mesh(streams, 1)):
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    shardings = train.batch_shardings(config, mesh)
+    shardings = train.batch_shardings(streams, mesh)
     step = jax.jit(task.train_step, in_shardings=(everywhere, shardings, everywhere), out_shardings=(everywhere, everywhere))
     state = start
     for i, batch in enumerate(batches):

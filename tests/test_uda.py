@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import shrink
+from conftest import begin, example_of, shrink
 
-from cacjax import train
 from cacjax.models.critic import Critic
+from cacjax.task import build
 from cacjax.tasks import uda
 from configs import uda as uda_config
 
@@ -16,16 +16,13 @@ from configs import uda as uda_config
 def block():
     """A published-form block: its config, task, state at the start, batch, and jitted step."""
     config = shrink(uda_config.get_config(""))
-    task = train.build(config)
-    source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
-    state = task.init(jax.random.key(1), train.example_batch(config), source)
-    return config, state, random_batch(config), jax.jit(task.train_step)
+    return config, begin(config), random_batch(config), jax.jit(build(config).train_step)
 
 
 def random_batch(config):
     rng = np.random.default_rng(0)
     draw = lambda s: rng.integers(0, 4 if s.dtype == np.uint8 else 400, s.shape).astype(s.dtype)  # noqa: E731
-    return jax.tree.map(draw, train.example_batch(config))
+    return jax.tree.map(draw, example_of(config))
 
 
 def moved(before, after):
@@ -56,9 +53,7 @@ def test_critic_is_clipped_and_its_gap_is_reported(block):
 def test_other_constraints_than_clipping(constraint):
     config = shrink(uda_config.get_config(""))
     config.critic.constraint, config.critic.statistics = constraint, "none"
-    task = train.build(config)
-    source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
-    state = task.init(jax.random.key(1), train.example_batch(config), source)
+    task, state = build(config), begin(config)
     after, metrics = jax.jit(task.train_step)(state, random_batch(config), jax.random.key(2))
     assert moved(state.nets["critic"], after.nets["critic"]) and all(np.isfinite(v) for v in metrics.values())
     kernels = [np.asarray(p) for p in jax.tree.leaves(after.nets["critic"].params) if p.ndim > 1]
@@ -68,9 +63,7 @@ def test_other_constraints_than_clipping(constraint):
 
 def block_of(config):
     """(state at the start, jitted step) of a config."""
-    task = train.build(config)
-    source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
-    return task.init(jax.random.key(1), train.example_batch(config), source), jax.jit(task.train_step)
+    return begin(config), jax.jit(build(config).train_step)
 
 
 def test_a_block_of_the_code_moves_the_generator_as_often_as_two_blocks():
@@ -123,15 +116,13 @@ def test_a_gradient_penalty_refuses_batch_statistics():
     config = shrink(uda_config.get_config(""))
     config.critic.constraint = "gradient_penalty"
     with pytest.raises(ValueError, match="statistics = none"):
-        train.build(config)
+        build(config)
 
 
 def test_moments_are_measured_in_pretraining_and_rest_after():
     config = shrink(uda_config.get_config(""))
     config.generator.statistics = "domain"
-    task = train.build(config)
-    source = train.build(config.source).init(jax.random.key(0), train.example_batch(config.source))
-    state = task.init(jax.random.key(1), train.example_batch(config), source)
+    task, state = build(config), begin(config)
     step = jax.jit(task.train_step)
     first, _ = step(state, random_batch(config), jax.random.key(2))
     second, _ = step(first, random_batch(config), jax.random.key(3))

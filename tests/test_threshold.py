@@ -2,22 +2,20 @@
 
 import csv
 import json
-import types
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import stand_in, stand_in_heart
 
 from cacjax import score as score_module
+from cacjax.classes import AORTA
 from cacjax.files import scan
 from cacjax.files.geometry import Acquisition
-from cacjax.kernels import rules
 from cacjax.phantom import make_scan
 from cacjax.scoring import hearts, one_scan, threshold
-from cacjax.task import Prediction
 
 SPACING = (1.5, 0.66, 0.66)
-RULE = rules.named("default")
 
 
 def image_of(hu, affine=None):
@@ -26,7 +24,7 @@ def image_of(hu, affine=None):
 
 
 def heart_of(structures, classes=8):
-    return hearts.Heart(hearts.is_heart(structures), structures, classes, "network")
+    return hearts.Heart((structures > 0) & (structures != AORTA), structures, classes, "network")
 
 
 def phantom(protocol, seed):
@@ -49,27 +47,27 @@ def native():
 def test_threshold_of_a_phantom_is_that_of_its_own_region(ccta, seed):
     """The truth reads a box at the known course of the aorta; ours lies where the segmentation is deepest. Within 12 HU of each other."""
     image, heart, truth = ccta if seed == 11 else phantom("ccta", seed)
-    found, flags = threshold.choose("auto", RULE, image, heart)
+    found, flags = threshold.choose("auto", "scan", image, heart)
     assert found["hu"] == pytest.approx(truth["threshold_hu"], abs=12) and found["mean_hu"] == pytest.approx(truth["aorta_hu"], abs=8)
     assert found["hu"] == found["mean_hu"] + 3 * found["sd_hu"]
     assert (found["from"], found["where"], flags) == ("mean + 3 SD", "ascending aorta", [])
     low, high = found["box"]
     box = tuple(map(slice, low, high))
-    assert (heart.structures[box] == hearts.AORTA).mean() > 0.9 and found["n_voxels"] > 3000
-    assert threshold.choose("auto", RULE, image, heart, truncate=True)[0]["hu"] == int(found["hu"])
+    assert (heart.structures[box] == AORTA).mean() > 0.9 and found["n_voxels"] > 3000
+    assert threshold.choose("auto", "scan_whole", image, heart)[0]["hu"] == int(found["hu"])
 
 
 def test_without_the_aortas_class_the_left_chambers_are_measured(ccta):
     image, heart, truth = ccta
-    six = heart_of(np.where(heart.structures < hearts.AORTA, heart.structures, 0), classes=6)
-    found, _ = threshold.choose("auto", RULE, image, six)
+    six = heart_of(np.where(heart.structures < AORTA, heart.structures, 0), classes=6)
+    found, _ = threshold.choose("auto", "scan", image, six)
     assert found["where"].startswith("LV cavity and LA") and "box" not in found
     assert found["mean_hu"] == pytest.approx(truth["arterial_hu"], rel=0.1)
 
 
 def test_a_scan_that_is_not_enhanced_keeps_the_rules_threshold(native):
     image, heart, truth = native
-    found, flags = threshold.choose("auto", RULE, image, heart)
+    found, flags = threshold.choose("auto", "scan", image, heart)
     assert (found["hu"], found["from"], flags) == (130.0, "not enhanced", [])
     assert found["mean_hu"] == pytest.approx(truth["aorta_hu"], abs=5)
 
@@ -82,7 +80,7 @@ def tube(radius_mm=14.0, hu=400.0, top=40):
     noise = np.random.default_rng(0).normal(0, 10, inside.shape)
     wall = np.broadcast_to(np.abs(np.hypot(y, x) - radius_mm) < 1.5, inside.shape)
     volume = np.where(wall, 900.0, np.where(inside, hu, 0.0)) + noise
-    return image_of(volume), np.where(inside, hearts.AORTA, 0).astype(np.uint8)
+    return image_of(volume), np.where(inside, AORTA, 0).astype(np.uint8)
 
 
 def test_the_wall_does_not_count_and_the_scans_end_is_no_wall():
@@ -110,18 +108,18 @@ def test_fat_and_calcium_within_the_outline_do_not_count():
 @pytest.mark.parametrize("structures", [np.zeros((40, 80, 80), np.uint8), tube(radius_mm=4.0)[1]], ids=["none", "too thin"])
 def test_no_aorta_is_refused(structures):
     with pytest.raises(scan.ScanError, match=r"no ascending aorta in view.*\[no_aorta\]"):
-        threshold.choose("auto", RULE, tube()[0], heart_of(structures))
+        threshold.choose("auto", "scan", tube()[0], heart_of(structures))
     with pytest.raises(scan.ScanError, match="no left ventricle"):
-        threshold.choose("auto", RULE, tube()[0], heart_of(structures, classes=6))
+        threshold.choose("auto", "scan", tube()[0], heart_of(structures, classes=6))
 
 
 def test_region_in_the_authors_layout(tmp_path):
     """A row whose seventh and eighth numbers are mean and SD; the authors' code takes whole HU."""
     path = tmp_path / "scan.txt"
     path.write_text("10 45 20 56 3 47 402.5 20.25\n")
-    found, flags = threshold.choose(None, RULE, None, None, roi=path)
+    found, flags = threshold.choose(None, "scan", None, None, roi=path)
     assert (found["hu"], found["mean_hu"], found["where"], flags) == (463.25, 402.5, "file scan.txt", [])
-    assert threshold.choose(900.0, RULE, None, None, roi=path, truncate=True)[0]["hu"] == 463
+    assert threshold.choose(900.0, "scan_whole", None, None, roi=path)[0]["hu"] == 463
     for text in ("1 2 3 4 5 6 400", "1 2 3 4 5 6 mean 20", "1 2 3 4 5 6 400 -3"):
         path.write_text(text)
         with pytest.raises(scan.ScanError, match="bad_roi"):
@@ -132,25 +130,25 @@ def test_region_in_the_authors_layout(tmp_path):
 
 def test_a_lumen_brighter_than_calcium_is_flagged(tmp_path):
     (tmp_path / "p.txt").write_text("0 0 0 0 0 0 760 20")
-    assert threshold.choose(None, RULE, None, None, roi=tmp_path / "p.txt")[1] == ["bright_lumen"]
-    assert threshold.choose(799.0, RULE, None, None)[1] == [] and threshold.choose(800.0, RULE, None, None)[1] == ["bright_lumen"]
+    assert threshold.choose(None, "scan", None, None, roi=tmp_path / "p.txt")[1] == ["bright_lumen"]
+    assert threshold.choose(799.0, "scan", None, None)[1] == [] and threshold.choose(800.0, "scan", None, None)[1] == ["bright_lumen"]
 
 
 def test_an_enhanced_scan_taken_for_non_contrast(ccta, native):
     """Refused where blood was measured, flagged where only the scan or a heart mask is at hand; a native scan is neither."""
     image, heart, _ = ccta
     with pytest.raises(scan.ScanError, match=r"no scan threshold.*\[contrast_enhanced\]"):
-        threshold.choose(None, RULE, image, heart)
+        threshold.choose(None, "scan", image, heart)
     mask = hearts.Heart(heart.mask, None, 0, "mask")
     for known in (None, mask):
-        assert threshold.choose(None, RULE, image, known)[1] == ["contrast_enhanced"]
-        assert threshold.choose(None, RULE, native[0], known)[1] == []
-    assert threshold.choose(None, RULE, native[0], native[1])[1] == []
-    assert threshold.choose(130.0, RULE, image, None)[1] == []  # given on purpose
+        assert threshold.choose(None, "scan", image, known)[1] == ["contrast_enhanced"]
+        assert threshold.choose(None, "scan", native[0], known)[1] == []
+    assert threshold.choose(None, "scan", native[0], native[1])[1] == []
+    assert threshold.choose(130.0, "scan", image, None)[1] == []  # given on purpose
     small = np.zeros(image.hu.shape, np.int16)
     small[tuple(n // 2 for n in small.shape)] = 1
-    assert threshold.choose(None, RULE, image, None, regions=small)[1] == []  # what lies outside of given regions does not count
-    assert threshold.choose(None, RULE, image, None, regions=heart.mask.astype(np.int16))[1] == ["contrast_enhanced"]
+    assert threshold.choose(None, "scan", image, None, regions=small)[1] == []  # what lies outside of given regions does not count
+    assert threshold.choose(None, "scan", image, None, regions=heart.mask.astype(np.int16))[1] == ["contrast_enhanced"]
 
 
 def test_bones_are_no_blood():
@@ -164,10 +162,14 @@ def test_bones_are_no_blood():
 
 def test_options_that_cannot_be():
     with pytest.raises(ValueError, match="'auto', got 'automatic'"):
-        threshold.check("automatic", None, None)
+        threshold.check("automatic", "scan", None, None)
     with pytest.raises(ValueError, match="needs a heart network"):
-        threshold.check("auto", np.ones((2, 2, 2)), None)
-    threshold.check("auto", None, "roi.txt")
+        threshold.check("auto", "scan", np.ones((2, 2, 2)), None)
+    threshold.check("auto", "scan", None, "roi.txt")
+    with pytest.raises(ValueError, match="counts from 130 HU in every scan"):
+        threshold.check(200.0, 130.0, None, None)
+    with pytest.raises(ValueError, match=r"scoring\.threshold must be a number"):
+        threshold.check(None, "scans", None, None)
     with pytest.raises(SystemExit):
         score_module.parse(["scan", "--workdir", "w", "--out", "o", "--threshold-hu", "auto"])
     with pytest.raises(SystemExit):
@@ -178,16 +180,14 @@ def test_from_the_command_line(tmp_path, monkeypatch, ccta, native):
     """A network that knows the truth: the measured threshold is scored with, recorded and drawn; reasons stand in the table."""
     structures = {ccta[0].hu.shape: None}
 
-    def segment(segmenter, image):
-        return structures["now"]
-
     def marks(hu, wanted):
         label = ((hu >= 700) & wanted).astype(jnp.uint8)
-        return Prediction(label, label.astype(jnp.float32), hu)
+        return label, label.astype(jnp.float32)
 
-    pair = types.SimpleNamespace(spacing_mm=SPACING, view="none", model=types.SimpleNamespace(classes=8)), marks
-    monkeypatch.setattr(score_module, "_load", lambda path, *what: pair)
-    monkeypatch.setattr(hearts, "segment", segment)
+    found = stand_in_heart(None, SPACING)
+    found = found._replace(task=found.task._replace(segment=lambda state, hu, spacing_mm: structures["now"]))
+    detector = stand_in(marks, SPACING, fp_reduction="none")
+    monkeypatch.setattr(score_module, "_load", lambda path, ability, *what: {"segment": found, "detector": detector}[ability])
     (tmp_path / "run").mkdir()
 
     def run(case, *more):
@@ -195,14 +195,14 @@ def test_from_the_command_line(tmp_path, monkeypatch, ccta, native):
         structures["now"] = heart.structures
         scan.write_image(image.hu, image.affine, tmp_path / "p.nii.gz", np.int16)
         out = tmp_path / "out"
-        options = "--workdir", "w", "--fp-reduction", "none", "--out", str(out), *map(str, more)
+        options = "--workdir", "w", "--out", str(out), *map(str, more)
         code = score_module.main([str(tmp_path / "p.nii.gz"), *options])
         with open(out / "scores.csv") as file:
             reasons = {row["reason"] for row in csv.DictReader(file)}
         return code, reasons, json.loads((out / "p.json").read_text())
 
     code, reasons, record = run(ccta, "--heart", tmp_path / "run", "--threshold-hu", "auto")
-    expected = threshold.choose("auto", RULE, ccta[0], ccta[1])[0]
+    expected = threshold.choose("auto", "scan", ccta[0], ccta[1])[0]
     assert (code, reasons) == (0, {""}) and record["threshold"]["hu"] == pytest.approx(expected["hu"])
     assert record["threshold"]["n_voxels"] == expected["n_voxels"] and record["threshold"]["box"] == list(expected["box"])
     assert (tmp_path / "out" / "p_heart.png").stat().st_size > 10_000
@@ -223,11 +223,12 @@ def test_the_measured_mean_serves_the_view(ccta):
     image, heart, _ = ccta
 
     def marks(hu, wanted):
-        return Prediction(wanted.astype(jnp.uint8), wanted.astype(jnp.float32), hu)
+        return wanted.astype(jnp.uint8), wanted.astype(jnp.float32)
 
-    detector = types.SimpleNamespace(spacing_mm=SPACING, view="contrast_removed"), marks
-    segmenter = types.SimpleNamespace(model=types.SimpleNamespace(classes=8)), None
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(hearts, "segment", lambda segmenter, image: heart.structures)
-        record = one_scan.score(image, detector=detector, heart=segmenter, threshold_hu="auto", fp_reduction="none").record
-    assert record["view"]["applied"] and record["view"]["aorta_hu"] == pytest.approx(record["threshold"]["mean_hu"])
+    detector = stand_in(marks, SPACING, view="contrast_removed", fp_reduction="none")
+    segmenter = stand_in_heart(None, SPACING)
+    segmenter = segmenter._replace(task=segmenter.task._replace(segment=lambda state, hu, spacing_mm: heart.structures))
+    record = one_scan.score(image, detector=detector, heart=segmenter, threshold_hu="auto").record
+    assert record["aorta_hu"] == pytest.approx(record["threshold"]["mean_hu"]) and not record["notes"]
+    unknown = one_scan.score(image, detector=detector, threshold_hu=300.0).record
+    assert unknown["aorta_hu"] is None and "mean of the aorta" in unknown["notes"][0]
