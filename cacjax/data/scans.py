@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from cacjax.classes import CALCIUM_HU, CORONARY
-from cacjax.kernels import view
+from cacjax.kernels import grids, view
 
 HEART_MARGIN = (2, 6, 6)  # voxels around the heart's bounding box: the epicardial arteries lie on its border
 DETECTED = "detected_negative"  # what a first network takes for calcium and is none: records then have "detected"
@@ -35,12 +35,10 @@ class IndexedScan(NamedTuple):
 
 def heart_box(heart: np.ndarray) -> np.ndarray:
     """Return the heart's bounding box with a margin, int [2, 3] (first, one past the last); the whole scan if empty."""
-    box = np.array([(0, 0, 0), heart.shape])
-    for axis, margin in enumerate(HEART_MARGIN):
-        hit = np.flatnonzero(heart.any(axis=tuple(a for a in range(3) if a != axis)))
-        if len(hit):
-            box[:, axis] = max(hit[0] - margin, 0), min(hit[-1] + 1 + margin, heart.shape[axis])
-    return box
+    found, margin = grids.extent(heart), np.array(HEART_MARGIN)
+    if found is None:
+        return np.array([(0, 0, 0), heart.shape])
+    return np.stack([np.maximum(found[0] - margin, 0), np.minimum(found[1] + 1 + margin, heart.shape)])
 
 
 def index_scan(record: dict, seen: str = "none") -> IndexedScan:

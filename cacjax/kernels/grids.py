@@ -98,12 +98,15 @@ def scaling(factors, shift):
     return matrix
 
 
+def extent(mask):
+    """First and last voxel of a mask along each axis, int [2, 3]; None for an empty one."""
+    hits = [np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis))) for axis in range(3)]
+    return np.array([(hit[0], hit[-1]) for hit in hits]).T if len(hits[0]) else None
+
+
 def box_around(mask, shape, spacing_mm, *, margin_mm=0.0):
     """Box ((z0, y0, x0), (z1, y1, x1)), ends exclusive, around a mask with voxels in it plus a margin, on another grid of that extent."""
-    low, high = [], []
-    for axis, (size, step_mm) in enumerate(zip(shape, spacing_mm)):
-        hit = np.flatnonzero(mask.any(tuple(other for other in range(3) if other != axis)))
-        scale = (size - 1) / max(mask.shape[axis] - 1, 1)
-        low.append(max(0, int(hit[0] * scale - margin_mm / step_mm)))
-        high.append(min(size, int(np.ceil(hit[-1] * scale + margin_mm / step_mm)) + 1))
-    return tuple(low), tuple(high)
+    scale = (np.array(shape) - 1) / np.maximum(np.array(mask.shape) - 1, 1)
+    (first, last), margin = extent(mask) * scale, margin_mm / np.array(spacing_mm, np.float64)
+    low, high = np.maximum(first - margin, 0).astype(int), np.minimum(np.ceil(last + margin).astype(int) + 1, shape)
+    return tuple(low.tolist()), tuple(high.tolist())

@@ -14,10 +14,11 @@ from jax import Array, lax
 from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Float32, Int32, UInt8, UInt32
 
+from cacjax.classes import ARTERIES
 from cacjax.kernels import bits, neighbours, runs
 from cacjax.kernels.shapes import HU, Labels, Mask, Scalar, Spacing
 
-N_CLASSES = 7  # background and six arteries and valves
+N_CLASSES = 1 + len(ARTERIES)  # with background
 CAPACITIES = (512, 4096, 65536, 1 << 20)
 STEPS = ("threshold", "grow", "size", "heart", "specks")
 HU_UNIT = 1.0 / 1024.0
