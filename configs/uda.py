@@ -4,9 +4,9 @@ Paper:     Zhai et al. 2022, Front. Cardiovasc. Med. 9:981901
 Command:   python -m cacjax.train --config uda.py --workdir runs/uda
 Published: on CCTA sensitivity .80, false positives 19.8 mm3 per scan, F1 .66 after reduction of false positives (Table 2, full method;
            their data are not public)
-Measured:  `python3 tools/do.py train` (2026-11-29, seed 0, 20 phantom CCTA, with reduction of false positives; sensitivity, FP mm3 per
-           scan, pooled F1, average precision): source .72, 6.7, .72, .81; adapted .91, 15.6, .83, .84; source with tone curves .87, 9.1,
-           .86, .87; adapted from that .94, 21.9, .83, .73. Figures move by about .1 from seed to seed and with another machine's rounding.
+Measured:  `python3 tools/do.py train` (2026-11-30, seed 0, 20 phantom CCTA, with reduction of false positives; sensitivity, FP mm3 per
+           scan, pooled F1, average precision): source .72, 6.7, .72, .82; adapted .92, 8.8, .88, .86; source with tone curves .87, 8.5,
+           .87, .87; adapted from that .92, 19.3, .84, .77. Figures move by about .1 from seed to seed and with another machine's rounding.
            Table 2 of three seeds with every arm: tools/results/uda.md
 Variants:  uda.py:tiny        one orientation, critic statistics over both domains: minutes on a laptop
            uda.py:tiny,tone   the same, from a source network trained with random tone curves
