@@ -76,6 +76,7 @@ def parse(argv):
     add("--rule", type=_rules, metavar="NAME[,NAME]", help="scoring rules (see cacjax/kernels/rules.py; default: the system's)")
     add("--scheme", choices=tuple(scores.SCHEMES), help="risk categories (default: the system's)")
     add("--mass-factor", type=float, help="calcium calibration in mg per cm³ and HU; without it no mass is given")
+    add("--scores-only", action="store_true", help="write scores and records, no masks and no pictures: sooner, but not to be evaluated")
     add("--save-probability", action="store_true", help="also write the probability of coronary calcium of every voxel classified")
     add("--resume", action="store_true", help="keep scans that an earlier run finished with the same settings")
     words, scoring = split_scoring(sys.argv[1:] if argv is None else argv)
@@ -197,7 +198,7 @@ def _score_and_write(job, out, options, detector, segmenter):
     heart = segmenter if isinstance(segmenter, tuple) else job.heart
     result = one_scan.score(job.source, detector=detector, heart=heart, regions=options.regions, **of_scan, **of_scores)
     start = time.perf_counter()
-    masks = files.write(result, out, job.name, save_probability=options.save_probability)
+    masks = {} if options.scores_only else files.write(result, out, job.name, save_probability=options.save_probability)
     timings = result.record["timings_s"] | {"write": time.perf_counter() - start}
     reason = " ".join(result.record["flags"])
     rows = [{"scan": job.name, "status": "scored", "reason": reason, **row} for row in result.rows]
@@ -214,7 +215,7 @@ def refusal(job, code, message):
 
 def settings(job, options, detector):
     """All that decides a result, as plain values: --resume keeps a record only while these are equal."""
-    of_options = ("regions", "rule", "scheme", "mass_factor", "save_probability", "workdir")
+    of_options = ("regions", "rule", "scheme", "mass_factor", "save_probability", "scores_only", "workdir")
     of_job = ("heart", "aorta_roi", "threshold_hu", "threshold_from", "aorta_hu")
     chosen = {key: getattr(options, key) for key in of_options} | {key: getattr(job, key) for key in of_job}
     chosen |= {"scoring": detector and detector.config.scoring.to_dict(), "checkpoint": _newest(options.workdir)}

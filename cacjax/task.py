@@ -70,7 +70,7 @@ class Finding(NamedTuple):
     label: uint8, `cacjax.classes.CLASSES`: what is scored, every threshold and reduction already applied. hu: float32, what scores
     read. map: a second reading of the same label in HU (a calcium map: the scan less its calcium-free twin), or None. probability:
     P(coronary calcium), or None. before: label before false positives were reduced, or None. counts: {name: whole number} for the
-    record.
+    record; timings_s: {name: seconds} of parts of `find`, where it is not traced.
     """
 
     label: Any
@@ -79,6 +79,7 @@ class Finding(NamedTuple):
     probability: Any = None
     before: Any = None
     counts: dict = {}  # noqa: RUF012
+    timings_s: dict = {}  # noqa: RUF012
 
 
 class Detector(NamedTuple):

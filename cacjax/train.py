@@ -6,6 +6,7 @@
 Ctrl-C). WORKDIR gets config.json, metrics.jsonl, TensorBoard events, learning curves (curves.png) and checkpoints/.
 """
 
+import itertools
 import math
 import pathlib
 import sys
@@ -63,7 +64,7 @@ def train(config: ConfigDict, workdir) -> State:
         batches = batches_of(streams, records, config, last)
         validate = validation(config, task, records, mesh, placed, last) if task.validate else None
         shown = Progress(workdir, name=config.task, start=last, stop=config.steps, every=config.log_every)
-        with Interrupt() as interrupt, shown as progress:
+        with Interrupt() as interrupt, shown as progress, jax.set_mesh(mesh):
             for step in range(last + 1, config.steps + 1):
                 batch = place(progress.waiting(batches), batch_placed)
                 state, metrics = step_fn(state, batch)
@@ -117,18 +118,18 @@ def validation(config, task, records, mesh, placed, last):
 def make_mesh(streams, devices: int):
     """A mesh over all devices, or over as many as divide every batch; the step is one program over it.
 
-    Its axes are "data", and before it each further one that a stream's `axes` name, as long as divides what lies along it.
+    Its axes are "data", and before it each further one that a stream's `axes` name, each as long as divides what lies along it: of all
+    such shapes the one that uses most devices, and of these the one with fewest along "data".
     """
     along = {}
     for spec, count in streams.values():
         for name, number in zip(mesh_axes(spec, count), count):
             if name:
                 along[name] = math.gcd(along.get(name, 0), number)
-    shape, left = {}, devices
-    for name in sorted(along, key=lambda name: name == "data"):
-        shape[name] = math.gcd(left, along[name])
-        left //= shape[name]
-    count = math.prod(shape.values())
+    names = sorted(along, key=lambda name: name == "data")
+    divisors = ([n for n in range(1, along[name] + 1) if along[name] % n == 0] for name in names)
+    sides = max((s for s in itertools.product(*divisors) if math.prod(s) <= devices), key=lambda s: (math.prod(s), s))
+    shape, count = dict(zip(names, sides)), math.prod(sides)
     if count < devices:
         print(f"using {count} of {devices} devices: the batch sizes have no larger common divisor", file=sys.stderr)
     axis_types = (AxisType.Auto,) * len(shape)

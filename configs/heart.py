@@ -46,7 +46,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.shape = (200, 256, 256)
     config.data.splits = ConfigDict()
     # Not the paper's CCTA alone: the heart shall be found without contrast medium, too.
-    config.data.splits.source_train = ConfigDict({"protocol": "ccta,cardiac,chest,rtp", "count": 48, "calcified": 0.0})
+    config.data.splits.source_train = phantom_data.split("ccta,cardiac,chest,rtp", 48)
 
     config.streams = ConfigDict()
     config.streams.train = ConfigDict()

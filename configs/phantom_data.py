@@ -11,8 +11,8 @@ def get_config(variant: str = "") -> ConfigDict:
     data = ConfigDict()
     data.kind = "phantom"  # or "folder"
     data.manifest = ""  # of "folder"
-    # "classes": 0-6 as in cacjax.classes.CLASSES, or "structures": 0-7 as in cacjax.classes.STRUCTURES; of "folder" also
-    # "overlay": the codes of Lessmann and Zhai
+    # "classes": 0-7 as in cacjax.classes.CLASSES, "structures": 0-7 as in cacjax.classes.STRUCTURES, or "marks": CAC in the calcium that
+    # a reader's points lie on; of "folder" also "overlay": the codes of Lessmann and Zhai
     data.labels = "classes"
     data.directory = ""  # where prepared data lie; empty: CACJAX_DATA_DIR, else ~/.cache/cacjax/datasets
     data.workers = 2  # processes that make or read scans at preparation
@@ -21,8 +21,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # The network's: scans of a folder are resampled to it, "spline" as the published code or "linear" (see cacjax.kernels.grids)
     data.grid = ConfigDict({"kind": "spline", "spacing_mm": (1.5, 0.66, 0.66)})
     data.splits = ConfigDict()
-    data.splits.source_train = ConfigDict({"protocol": "cardiac", "count": 60, "calcified": 0.0})  # the last: share of patients
-    data.splits.target_train = ConfigDict({"protocol": "ccta", "count": 60, "calcified": 0.0})
+    data.splits.source_train = split("cardiac", 60)
+    data.splits.target_train = split("ccta", 60)
     data.folds = 0  # cross-validation: source splits NAME are without fold `fold`, which is NAME_test, of so many folds
     data.fold = 0
     if variant == "tiny":
@@ -31,3 +31,8 @@ def get_config(variant: str = "") -> ConfigDict:
         data.splits.target_train.count = 32
     data.loader = ConfigDict({"threads": 1, "workers": 0})
     return data
+
+
+def split(protocol: str, count: int = 0, *, calcified: float = 0.0, categories: tuple = ()) -> ConfigDict:
+    """A split of phantoms: `count` patients, a share of them with calcium, or so many of each category A to E; see cacjax.data.phantom."""
+    return ConfigDict({"protocol": protocol, "count": count, "calcified": calcified, "categories": categories})

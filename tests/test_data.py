@@ -10,8 +10,8 @@ import pytest
 
 from cacjax import train
 from cacjax.classes import CALCIUM_HU
+from cacjax.data import augment, sampling, scans, tones
 from cacjax.data import loader as data
-from cacjax.data import sampling, scans, tones
 from cacjax.data.sampling import PLANES, Cut, StreamSpec
 
 SHAPE = (9, 14, 17)  # unequal sides
@@ -85,7 +85,7 @@ def test_points_lie_in_their_stratum(sources, stratum):
         "heart_box": lambda s, p: (low <= p).all() and (p < high).all(),
         "calcium_slice": lambda s, p: p == (3, 7, 8),  # the coronary lesion's slice, not the valve's
         "clean_slice": lambda s, p: p[0] not in (3, 6) and p[1:] == (7, 8),
-        "centre": lambda s, p: p == (4, 7, 8),
+        "whole_scan": lambda s, p: p == (4, 7, 8),
     }.get(stratum, lambda s, p: (np.array(p) < SHAPE).all())
     for _ in range(40):
         if stratum in sampling.SLICE_STRATA:
@@ -314,8 +314,8 @@ def test_tone_augmentation_leaves_a_quarter_alone(hu):
 
 
 def test_augmentations_follow_each_other_with_their_chances(sources, monkeypatch):
-    monkeypatch.setitem(tones.AUGMENTATIONS, "double", lambda sample, rng: sample | {"hu": sample["hu"] * 2})
-    monkeypatch.setitem(tones.AUGMENTATIONS, "one_more", lambda sample, rng: sample | {"hu": sample["hu"] + 1})
+    monkeypatch.setitem(augment.AUGMENTATIONS, "double", lambda sample, rng: sample | {"hu": sample["hu"] * 2})
+    monkeypatch.setitem(augment.AUGMENTATIONS, "one_more", lambda sample, rng: sample | {"hu": sample["hu"] + 1})
     spec = StreamSpec(("source",), POINT, (("coronary", 1.0),), augment=(("double", 0.25), ("one_more", 1.0)))
     plain, changed = (take(sources, {"s": (s, (400,))}, 1)[0]["s"] for s in (spec._replace(augment=()), spec))
     doubled = changed["hu"] == 2 * plain["hu"] + 1
@@ -323,12 +323,39 @@ def test_augmentations_follow_each_other_with_their_chances(sources, monkeypatch
     np.testing.assert_array_equal(changed["label"], plain["label"])
 
 
-@pytest.mark.parametrize("name", tones.AUGMENTATIONS)
+@pytest.mark.parametrize("name", ["tone", "tone_lift", "noise"])
 def test_tones_change_intensities_only(name):
     sample = {"hu": record(0)["hu"], "label": record(0)["label"]}
-    changed = [tones.AUGMENTATIONS[name](sample, np.random.default_rng(seed)) for seed in range(8)]
+    changed = [augment.AUGMENTATIONS[name](sample, np.random.default_rng(seed)) for seed in range(8)]
     assert all(c["hu"].dtype == np.int16 and c["label"] is sample["label"] for c in changed)
     assert sum((c["hu"] != sample["hu"]).any() for c in changed) >= 1
+
+
+def test_a_shift_moves_a_block_and_its_labels_alike():
+    block = np.arange(6 * 12 * 12, dtype=np.int16).reshape(6, 12, 12)
+    seen = set()
+    for seed in range(40):
+        moved = augment.shift({"hu": block, "label": (block % 251).astype(np.uint8)}, np.random.default_rng(seed))
+        np.testing.assert_array_equal(moved["label"], moved["hu"] % 251)
+        z, y, x = np.unravel_index(moved["hu"][3, 6, 6], block.shape)
+        seen.add((3 - z, 6 - y, 6 - x))
+        rows = np.clip(np.arange(12) - (6 - y), 0, 11)
+        np.testing.assert_array_equal(moved["hu"][3, :, 6] - moved["hu"][3, 6, 6], (rows - y) * 12)  # edges repeated
+    assert len(seen) > 30 and np.abs(list(seen)).max() == augment.SHIFT
+
+
+def test_members_take_every_scan_once_in_an_epoch_in_orders_of_their_own():
+    turns = [[sampling.scan_in_turn(7, seed=3, member=m, number=n) for n in range(14)] for m in range(2)]
+    for order in turns:
+        assert sorted(order[:7]) == sorted(order[7:]) == list(range(7)) and order[:7] != order[7:]
+    assert turns[0] != turns[1]
+    sources = {"source": [record(i) for i in range(3)]}
+    size = tuple(sources["source"][0]["hu"].shape)
+    spec = StreamSpec(("source",), Cut(size), (("whole_scan", 1.0),), axes=("model", "data"))
+    steps = [step["s"]["hu"] for step in take(sources, {"s": (spec, (2, 1))}, 3)]
+    for member in range(2):
+        drawn = [step[member, 0] for step in steps]
+        assert all(any((hu == scan["hu"]).all() for hu in drawn) for scan in sources["source"])
 
 
 def column(coronary=(), valve=(), heart=(0, 12)) -> dict:

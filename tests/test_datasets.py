@@ -43,14 +43,14 @@ def fake_scan(protocol, seed, *, shape, spacing_mm):
 def config(tmp_path, monkeypatch):
     monkeypatch.setitem(vars(cacjax.phantom), "make_scan", fake_scan)  # it is loaded when first asked for
     splits = {
-        "source_train": {"protocol": "cardiac,chest", "count": 3, "calcified": 0.0},
-        "target_train": {"protocol": "ccta", "count": 2, "calcified": 0.0},
+        "source_train": {"protocol": "cardiac,chest", "count": 3, "calcified": 0.0, "categories": ()},
+        "target_train": {"protocol": "ccta", "count": 2, "calcified": 0.0, "categories": ()},
     }
     return COMMON | {"kind": "phantom", "directory": str(tmp_path), "workers": 0, "seed": 7, "splits": splits, "shape": SHAPE}
 
 
 def test_digest_covers_what_decides_a_scan_and_nothing_else():
-    reached, waiting = set(), {"cohort"}
+    reached, waiting = set(), {"cohort", "pool"}
     folder_of = pathlib.Path(cacjax.phantom.__file__).parent
     while waiting:
         reached.add(module := waiting.pop())
@@ -144,9 +144,12 @@ def test_splits_have_patients_of_their_own():
     [
         ({"kind": "fantom"}, "data.kind must be one of phantom, folder"),
         ({"splits": {}}, "data.splits is empty"),
-        ({"splits": {"source_train": {"protocol": "ct", "count": 1, "calcified": 0.0}}}, "expected protocols among chest"),
-        ({"splits": {"source_train": {"protocol": "ccta", "count": 0, "calcified": 0.0}}}, "a positive count"),
-        ({"splits": {"source_train": {"protocol": "ccta", "count": 1, "calcified": 2}}}, "a share of calcified patients"),
+        (
+            {"splits": {"source_train": {"protocol": "ct", "count": 1, "calcified": 0.0, "categories": ()}}},
+            "expected protocols among chest",
+        ),
+        ({"splits": {"source_train": {"protocol": "ccta", "count": 0, "calcified": 0.0, "categories": ()}}}, "a positive count"),
+        ({"splits": {"source_train": {"protocol": "ccta", "count": 1, "calcified": 2, "categories": ()}}}, "a share of calcified patients"),
     ],
 )
 def test_unusable_settings_are_named(config, change, message):
@@ -179,7 +182,7 @@ import cacjax.phantom
 cacjax.phantom.make_scan = fake_scan
 if __name__ == "__main__":
     from cacjax.data import cohorts
-    splits = {{"source_train": {{"protocol": "ccta", "count": 5, "calcified": 0.0}}}}
+    splits = {{"source_train": {{"protocol": "ccta", "count": 5, "calcified": 0.0, "categories": ()}}}}
     config = {COMMON} | {{"kind": "phantom", "directory": sys.argv[1], "seed": 0, "splits": splits, "shape": {SHAPE}, "workers": 2}}
     ids = [record["id"].decode() for record in cohorts.open(config)["source_train"]]
     assert ids == [f"source_train-{{i:04d}}" for i in range(5)], ids
@@ -248,7 +251,7 @@ def test_folder_comes_back_and_names_the_rows_it_left_out(scans, capsys):
         ("s3.nii.gz", "not_found"),
         ("s1.nii.gz", "ValueError"),
     ]
-    assert "mask holds [7, 8, 9, 10, 11]" in rejected[0]["message"] and "elsewhere" in rejected[2]["message"]
+    assert "mask holds [8, 9, 10, 11" in rejected[0]["message"] and "elsewhere" in rejected[2]["message"]
 
 
 def test_a_changed_folder_is_prepared_anew(scans):
@@ -310,7 +313,7 @@ def test_linear_grid_takes_means_of_whole_blocks():
 
 @pytest.mark.parametrize("grid", [{"kind": "cubic"}, {"spacing_mm": (1.0, 0.0, 1.0)}, {"spacing_mm": (1.0, 1.0)}])
 def test_an_unusable_grid_is_named(scans, grid):
-    with pytest.raises(ValueError, match=r"data\.grid: expected a kind among spline, linear and three positive spacing_mm"):
+    with pytest.raises(ValueError, match=r"data\.grid: expected a kind among spline, linear, cells and three positive spacing_mm"):
         open_quietly(scans.config | {"grid": COMMON["grid"] | grid})
 
 
@@ -340,7 +343,7 @@ def test_a_script_without_a_guard_ends_with_the_reason(tmp_path):
     """The processes that make scans import the script: its call there must fail, not wait for the one that waits for them."""
     script = tmp_path / "script.py"
     data = COMMON | {"kind": "phantom", "directory": str(tmp_path / "data"), "workers": 1, "seed": 0, "shape": (4, 16, 16)}
-    data |= {"splits": {"source_train": {"protocol": "chest", "count": 1, "calcified": 0.0}}}
+    data |= {"splits": {"source_train": {"protocol": "chest", "count": 1, "calcified": 0.0, "categories": ()}}}
     script.write_text(f"from cacjax.data import cohorts\ncohorts.open({data!r}, progress=False)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert done.returncode and "__main__" in done.stderr

@@ -133,3 +133,15 @@ def test_scatter_picture(tmp_path):
     pictures.scatter(tmp_path / "b.png", points, words=words)
     marked, bare = (imread(tmp_path / name)[..., :3] for name in ("a.png", "b.png"))
     assert marked.shape == bare.shape and count(marked, pictures.OUTLIER_COLOUR, near=0.3) > count(bare, pictures.OUTLIER_COLOUR, near=0.3)
+
+
+def test_categories_are_drawn_with_the_reference_down(tmp_path, monkeypatch):
+    from matplotlib.axes import Axes
+
+    written = []
+    monkeypatch.setattr(Axes, "text", lambda self, x, y, count, **more: written.append((y, x, int(count))))
+    counts = np.array([[5, 1, 0], [0, 4, 2], [0, 0, 3]])
+    row = {"confusion": counts, "categories": ("A", "B", "C"), "accuracy": 0.8, "c_index": 0.9, "kappa": 0.7}
+    pictures.confusions(tmp_path / "c.png", {"one": row, "two": row})
+    assert written == [(i, j, counts[i, j]) for i in range(3) for j in range(3)] * 2
+    assert (tmp_path / "c.png").stat().st_size > 3000

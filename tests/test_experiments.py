@@ -7,8 +7,8 @@ import types
 import numpy as np
 import pytest
 
+from cacjax.experiments import cells, commands, ensemble, uda
 from cacjax.experiments import run as experiments
-from cacjax.experiments import uda
 from cacjax.experiments.uda import EXPERIMENTS, SIZES, Column, Network
 
 
@@ -16,13 +16,13 @@ from cacjax.experiments.uda import EXPERIMENTS, SIZES, Column, Network
 def calls(monkeypatch):
     """Every command that would run; none does."""
     seen = []
-    monkeypatch.setattr(experiments, "call", lambda command, output: seen.append(command) or 0)
+    monkeypatch.setattr(commands, "call", lambda command, output: seen.append(command) or 0)
     return seen
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
 def test_every_network_is_trained_and_every_column_scored(experiment, calls, tmp_path):
-    experiments.train(experiment.networks, SIZES["tiny"], tmp_path, 3)
+    commands.train(experiment.networks, SIZES["tiny"], tmp_path, 3)
     trained = [command[command.index("--workdir") + 1] for command in calls]
     wanted = [name for name, network in experiment.networks.items() if network.config]
     assert sorted(trained) == sorted(str(tmp_path / "networks" / name) for name in wanted)
@@ -35,17 +35,17 @@ def test_every_network_is_trained_and_every_column_scored(experiment, calls, tmp
 
 def test_words_and_settings_reach_the_command_line(tmp_path):
     network = Network("uda.py", ("tone",), ("critic.clip=0.05",), needs={"source": "base"})
-    command = experiments.training(network, SIZES["tiny"], tmp_path, "new", 1)
+    command = commands.training(network, SIZES["tiny"], tmp_path, "new", 1)
     assert command[:3] == ["cacjax.train", "--config", "uda.py:tiny,tone"]
     assert command[-3:] == ["--config.seed=1", "--config.critic.clip=0.05", f"--config.stages.source.workdir={tmp_path / 'base'}"]
-    assert experiments.training(Network("uda.py"), SIZES["published"], tmp_path, "new", 1)[2] == "uda.py"
+    assert commands.training(Network("uda.py"), SIZES["published"], tmp_path, "new", 1)[2] == "uda.py"
 
 
 def test_a_view_is_scored_with_the_source_network(calls, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "gpu")  # one after another
     networks = {"base": Network("lessmann.py"), "seen": Network(needs={"source": "base"}, scoring=("view=contrast_removed",))}
     columns = [Column("as it is", "base", "ccta", False), Column("removed", "seen", "ccta", True)]
-    experiments.test(networks, columns, SIZES["tiny"], tmp_path / "scans", tmp_path, 2)
+    uda.test_protocol(networks, columns, SIZES["tiny"], tmp_path / "scans", tmp_path, 2)
     plain, seen = (command for command in calls if command[0] == "cacjax.score")
     assert plain[-1:] == ["--scoring.classify=all"]
     assert seen[-2:] == ["--scoring.classify=threshold", "--scoring.view=contrast_removed"]
@@ -57,7 +57,7 @@ def test_a_view_is_scored_with_the_source_network(calls, tmp_path, monkeypatch):
 def test_a_failed_command_ends_the_program(monkeypatch, capfd):
     monkeypatch.setenv("JAX_PLATFORMS", "gpu")
     with pytest.raises(SystemExit, match="no such thing: a command above"):
-        experiments.run("no such thing", [["cacjax.there_is_none"]], None)
+        commands.run("no such thing", [["cacjax.there_is_none"]], None)
 
 
 def evaluation(folder, f1):
@@ -74,29 +74,30 @@ def evaluation(folder, f1):
     path.write_text(json.dumps(record))
 
 
-def test_rows_are_medians_over_seeds_with_published_figures_beside(tmp_path):
+def test_rows_are_medians_over_seeds_with_published_figures_beside(tmp_path, monkeypatch):
     column = Column("adapted", "net", "ccta", True, (0.80, 19.8, 0.66))
     measured = []
     for seed, f1 in enumerate((0.2, 0.9, 0.4)):
         evaluation(tmp_path / str(seed), f1)
-        measured.append(experiments.measure(column, tmp_path / str(seed)))
-    row = experiments.summarise(column, measured)
+        measured.append(uda.measure(column, tmp_path / str(seed)))
+    row = uda.summarise(column, measured)
     assert row["f1"] == 0.4 and row["f1_seeds"] == [0.2, 0.9, 0.4] and row["published_f1"] == 0.66
     assert np.isnan(row["ap_pooled"]) and row["n"] == 2
-    bare = experiments.summarise(column._replace(published=None), measured)
-    options = types.SimpleNamespace(experiment="uda-table2", size="tiny")
-    experiments.write([row, bare], measured, options, tmp_path)
+    bare = uda.summarise(column._replace(published=None), measured)
+    options = types.SimpleNamespace(experiment="uda-table2", size="tiny", scans=2)
+    monkeypatch.setattr(uda, "summary", lambda *_: [row, bare])
+    experiments.write(uda, None, measured, options, tmp_path)
     text = (tmp_path / "table.md").read_text()
     assert "| 0.40 (0.66) |" in text and "| 0.40 |" in text
-    assert (tmp_path / "arms.png").stat().st_size > 5000 and (tmp_path / "table.csv").read_text().count("adapted") == 2
+    assert (tmp_path / "table.png").stat().st_size > 5000 and (tmp_path / "table.csv").read_text().count("adapted") == 2
 
 
 def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys):
     column = Column("adapted", "net", "ccta", True)
     networks = {"net": Network("uda.py")}
-    monkeypatch.setitem(experiments.EXPERIMENTS, "uda-table2", uda.Experiment(networks, (column,)))
-    monkeypatch.setattr(experiments, "train", lambda networks, size, folder, seed: evaluation(folder, (0.2, 0.9, 0.4)[seed]))
-    monkeypatch.setattr(experiments, "test", lambda *_: None)
+    monkeypatch.setitem(uda.EXPERIMENTS, "uda-table2", uda.Experiment(networks, (column,)))
+    monkeypatch.setattr(commands, "train", lambda networks, size, folder, seed: evaluation(folder, (0.2, 0.9, 0.4)[seed]))
+    monkeypatch.setattr(uda, "test", lambda *_: None)
     run = lambda out, *words: experiments.main(["uda-table2", "--out", str(tmp_path / out), *words])  # noqa: E731
     run("apart", "--seeds", "2")
     there = str(tmp_path / "apart" / "results.json")
@@ -116,9 +117,8 @@ def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys
     for name, message in (("none.json", "cannot be read"), ("other.json", "is not a results.json")):
         with pytest.raises(SystemExit, match=message):
             run("wrong", "--seeds", "0", "--with", str(tmp_path / name))
-    monkeypatch.setitem(
-        experiments.EXPERIMENTS, "uda-table2", uda.Experiment({"net": Network("uda.py")}, (column._replace(title="other"),))
-    )
+    other = uda.Experiment({"net": Network("uda.py")}, (column._replace(title="other"),))
+    monkeypatch.setitem(uda.EXPERIMENTS, "uda-table2", other)
     with pytest.raises(SystemExit, match="other columns"):
         run("wrong", "--seeds", "0", "--with", there)
     assert not (tmp_path / "wrong").exists()
@@ -127,15 +127,15 @@ def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys
 def measured(*counts):
     """One seed's figures of scans with these voxel counts (tp, fp, fn)."""
     tp, fp, fn = np.sum(counts, 0)
-    return dict.fromkeys(experiments.MEASURES, 0.5) | {"f1_pooled": 2 * tp / (2 * tp + fp + fn), "counts": counts}
+    return dict.fromkeys(uda.MEASURES, 0.5) | {"f1_pooled": 2 * tp / (2 * tp + fp + fn), "counts": counts}
 
 
 def test_interval_spans_what_other_scans_could_have_shown():
     alike = [measured(*[[10, 0, 0]] * 5, *[[0, 10, 10]] * 5)]
-    low, high = experiments.interval(experiments.resampled(alike))
+    low, high = uda.interval(uda.resampled(alike))
     assert low < 0.5 < high and low < 0.25 and high > 0.75
-    assert experiments.interval(experiments.resampled([measured(*[[5, 5, 5]] * 4)])) == pytest.approx((0.5, 0.5), abs=1e-5)
-    np.testing.assert_array_equal(experiments.resampled(alike), experiments.resampled(alike))
+    assert uda.interval(uda.resampled([measured(*[[5, 5, 5]] * 4)])) == pytest.approx((0.5, 0.5), abs=1e-5)
+    np.testing.assert_array_equal(uda.resampled(alike), uda.resampled(alike))
 
 
 def test_gain_over_the_source_is_of_the_same_scans():
@@ -144,7 +144,7 @@ def test_gain_over_the_source_is_of_the_same_scans():
     experiment = uda.Experiment({"base": Network("lessmann.py"), "new": Network("uda.py", needs={"source": "base"})}, columns)
     scans = [(10 * i, 100 - 10 * i, 0) for i in range(1, 10)]
     better = measured(*[(tp + 10, fp - 10, 0) for tp, fp, _ in scans])
-    before, after, raw = experiments.summary(experiment, [{"seed": 0, "columns": [measured(*scans), better, better]}])
+    before, after, raw = uda.summary(experiment, [{"seed": 0, "columns": [measured(*scans), better, better]}])
     assert before["gain"] is None and raw["gain"] is None and after["gain"] == pytest.approx(after["f1_pooled"] - before["f1_pooled"])
     assert 0 < after["gain_low"] < after["gain"] < after["gain_high"] < 0.15 < after["f1_high"] - after["f1_low"]
 
@@ -152,7 +152,7 @@ def test_gain_over_the_source_is_of_the_same_scans():
 @pytest.mark.parametrize("size", ["small", "published"])
 def test_no_two_arms_train_the_same(size):
     """But for the arm that the size names, which is not trained again, and at published size three orientations."""
-    whole, distinct, seen = EXPERIMENTS["uda-table2"], uda.distinct(EXPERIMENTS["uda-table2"], SIZES[size]), {}
+    whole, distinct, seen = EXPERIMENTS["uda-table2"], uda.of_size(EXPERIMENTS["uda-table2"], SIZES[size]), {}
     assert whole.networks.keys() - distinct.networks.keys() == {SIZES[size].adapted}
     assert {column.network for column in distinct.columns} == distinct.networks.keys()
     for name, network in whole.networks.items():
@@ -164,3 +164,85 @@ def test_no_two_arms_train_the_same(size):
             seen.setdefault((network.needs.get("source"), config.to_json(sort_keys=True)), []).append(name)
     alike = [sorted(names) for names in seen.values() if len(names) > 1]
     assert sorted(alike) == [["adapted", SIZES[size].adapted]] + ([] if size == "small" else [["source", "source_3"]])
+
+
+def test_the_ensemble_and_each_member_are_scored(calls, tmp_path, monkeypatch):
+    monkeypatch.setattr(ensemble, "controls", lambda folder: {"nothing": {}, "everything": {}})
+    experiment = ensemble.EXPERIMENTS["ensemble-table1"]
+    ensemble.test(experiment, ensemble.SIZES["small"], tmp_path / "test", tmp_path, 100)
+    made, *scored, evaluated = calls
+    assert made[made.index("--categories") + 1 :][:5] == ["20"] * 5 and made[made.index("--shape") + 1 :][:3] == ["48", "218", "218"]
+    assert len(scored) == 18 and sum("--scores-only" in command for command in scored) == 15
+    for command in scored:
+        name = command[command.index("--out") + 1].split("/")[-1]
+        member = [word for word in command if word.startswith("--scoring.member=")]
+        assert member == ([f"--scoring.member={name[-1]}"] if "_" in name else [])
+        assert command[command.index("--workdir") + 1] == str(tmp_path / "networks" / name.split("_")[0])
+    assert [word.split("=")[0] for word in evaluated[2:5]] == ["j1", "j2", "ad"]
+    with pytest.raises(SystemExit, match="multiple of 5"):
+        ensemble.test(experiment, ensemble.SIZES["small"], tmp_path / "test", tmp_path, 7)
+    assert set(ensemble.of_size(experiment, ensemble.SIZES["tiny"]).networks) == {"j1"}
+
+
+def ensemble_results(folder):
+    """The files that one seed leaves, of ten scans: the ensemble misses one category, its members two to four."""
+    real = [0.0, 0.0, 5.0, 9.0, 50.0, 90.0, 150.0, 390.0, 450.0, 900.0]
+    found = [*real[:2], 0.0, *real[3:]]
+    scan_rows = [
+        {"scan": f"s{i}", "arm": "j1", "stage": "final", "artery": "CAC", "reference_agatston": r, "found_agatston": f}
+        for i, (r, f) in enumerate(zip(real, found))
+    ]
+    (folder / "evaluation").mkdir(parents=True)
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps({"scans": scan_rows}))
+    for k in range(1, 6):
+        out = folder / "scores" / f"j1_{k}"
+        out.mkdir(parents=True)
+        for i, score in enumerate(found):
+            score = 20.0 if i in (0, 1, 3)[: 1 + k % 3] else score  # false ones, and a category too high
+            row = {"scan": f"s{i}", "status": "scored", "artery": "CAC", "agatston": score}
+            (out / f"s{i}.json").write_text(json.dumps({"rows": [row]}))
+    everything = {f"s{i}": 3000.0 for i in range(10)}
+    (folder / "controls.json").write_text(json.dumps({"nothing": dict.fromkeys(everything, 0.0), "everything": everything}))
+
+
+def test_table_1_by_hand(tmp_path):
+    ensemble_results(tmp_path / "seed0")
+    experiment = ensemble.of_size(ensemble.EXPERIMENTS["ensemble-table1"], ensemble.SIZES["tiny"])
+    columns = [ensemble.measure(column, tmp_path / "seed0") for column in experiment.columns]
+    single, vote, nothing, everything = ensemble.summary(experiment, [{"seed": 0, "columns": columns}])
+    assert [len(column["found"]) for column in columns] == [5, 1, 1, 1]
+    assert vote["accuracy"] == pytest.approx(0.9) and nothing["accuracy"] == everything["accuracy"] == pytest.approx(0.2)
+    assert single["accuracy"] == pytest.approx(np.mean([0.7, 0.6, 0.8, 0.7, 0.6])) and single["accuracy_sd"] == pytest.approx(
+        0.0837, abs=1e-4
+    )
+    assert vote["accuracy_gain"] == pytest.approx(0.9 - single["accuracy"]) and 0 <= vote["accuracy_gain_low"] < vote["accuracy_gain"]
+    assert single["accuracy_gain"] is None and nothing["c_index"] == 0.5 and vote["published_accuracy"] == 0.847
+    # 40 pairs of unequal categories; the missed B ties with both A, and every other pair is right
+    assert vote["c_index"] == pytest.approx((40 - 2 + 1) / 40) and vote["c_index_printed"] == pytest.approx(38 / 45)
+    assert "ensemble" in ensemble.shown(vote)["networks"] and "; 0.847" in ensemble.shown(vote)["category accuracy"]
+    (tmp_path / "seed0" / "scores" / "j1_2" / "s4.json").unlink()
+    with pytest.raises(SystemExit, match="no score of s4"):
+        ensemble.measure(experiment.columns[0], tmp_path / "seed0")
+
+
+def test_cells_are_counted_by_every_rule(tmp_path):
+    """Four pixels of 200 HU in a cell that their mean leaves at 33 HU; two of noise in another."""
+    from cacjax.files.scan import write_image
+
+    hu, label = np.zeros((3, 12, 12), np.int16), np.zeros((3, 12, 12), np.uint8)
+    hu[1, 0:2, 0:2] = 200
+    label[1, 0:2, 0:2] = 1
+    hu[1, 8, 8:10] = 150
+    affine = np.eye(4)
+    affine[:3, :3] = np.diag([0.6, 0.6, 3.0])[:, ::-1]
+    write_image(hu, affine, tmp_path / "a.nii.gz")
+    write_image(label, affine, tmp_path / "m.nii.gz", np.uint8)
+    write_image(np.ones_like(label), affine, tmp_path / "h.nii.gz", np.uint8)
+    (tmp_path / "manifest.csv").write_text("scan,mask,heart\na.nii.gz,m.nii.gz,h.nii.gz\n")
+    experiment = cells.EXPERIMENTS["ensemble-cells"]
+    cells.test(experiment, cells.SIZES["small"], tmp_path, tmp_path, 5)
+    rows = cells.summary(experiment, [{"seed": 0, "columns": [cells.measure(column, tmp_path) for column in experiment.columns]}])
+    found = {row["restored"]: (row["kept"], row["scans_with_calcium"], row["noise"]) for row in rows}
+    assert found == {"max_components": (1, 1, 0), "max": (1, 1, 1), "mean": (1, 1, 1), "none": (0, 0, 0)}
+    cells.draw(tmp_path / "table.png", rows)
+    assert list(cells.shown(rows[0]).values())[1:] == ["1.000 [1.000, 1.000]"] * 2 + ["0.0 [0.0, 0.0]"]

@@ -64,3 +64,21 @@ def test_mean_and_sample_sd_skip_undefined_scans():
     assert metrics.mean_sd([1.0, float("nan"), 3.0]) == (2.0, pytest.approx(2**0.5))
     mean, sd = metrics.mean_sd([4.0])
     assert mean == 4.0 and np.isnan(sd)
+
+
+def test_sensitivity_by_the_size_of_a_lesion():
+    """Lesions of 1, 2, 5, 19, 20 and 40 voxels of 1 mm3; found: a voxel of the second, the fourth and the last."""
+    sizes = (1, 2, 5, 19, 20, 40)
+    real = np.repeat(np.arange(len(sizes) + 1), (3, *sizes))
+    found = np.zeros_like(real)
+    for number, lesion in enumerate((2, 4, 6), 1):
+        found[np.flatnonzero(real == lesion)[0]] = number
+    counted = metrics.count_sizes(found, real, 1.0)
+    assert counted == {"1.5_to_5": Counts(1, 0, 0), "5_to_20": Counts(1, 0, 1), "over_20": Counts(1, 0, 1)}
+    kinds = metrics.count_voxels(found > 0, real > 0), *metrics.count_lesions(found, real)
+    record = metrics.metrics(*kinds, counted, 1.0)
+    assert record["lesion_sensitivity_5_to_20_mm3"] == pytest.approx(0.5, abs=1e-4) and record["lesion_ppv"] == record["ppv"] == 1
+    none = metrics.metrics(*kinds, metrics.count_sizes(found, np.zeros_like(real), 1.0), 1.0)
+    assert np.isnan(none["lesion_sensitivity_over_20_mm3"])
+    pooled = metrics.pool([record | {"reference_mm3": 1.0}, none | {"reference_mm3": 0.0}])
+    assert pooled["lesion_sensitivity_1.5_to_5_mm3"] == pytest.approx(1) and pooled["ppv"] == pytest.approx(1)

@@ -1,9 +1,10 @@
 """A folder of scans with a manifest.csv as a cohort, resampled to the network's grid.
 
 Settings: manifest (its path or its folder's), grid (see cacjax.kernels.grids, whose functions scoring resamples by, too), labels
-(what masks hold: "classes" 0-6, "overlay", the published codes 8, 9, 10, 15, 52-58, or "structures", 0-7 as in
-cacjax.classes.STRUCTURES). A row names its split; its domain may be left to the split's name. Rows that cannot be used are listed
-in rejected.csv beside the prepared records.
+(what masks hold: "classes" 0-7, "overlay", the published codes 8, 9, 10, 15, 52-58, or "structures", 0-7 as in
+cacjax.classes.STRUCTURES; or "marks": no mask, but points on calcium in the file that the column `marks` names, see cacjax.files.marks).
+A row names its split; its domain may be left to the split's name. Rows that cannot be used are listed in rejected.csv beside the
+prepared records; scans whose marks give another category (A to E) than the column `category` says, in review.csv.
 """
 
 import collections
@@ -18,15 +19,16 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from cacjax import classes
-from cacjax.data import records
+from cacjax.data import marks, records
 from cacjax.files import manifest, scan
+from cacjax.files import marks as marks_file
 from cacjax.kernels import grids
 
-REJECTED = "rejected.csv"
-CLASSES = {i: i for i in range(7)}
+REJECTED, MARKS = "rejected.csv", "marks"
+CLASSES = {i: i for i in range(len(classes.CLASSES))}
 OVERLAY = {0: 0, 8: 1, 9: 2, 10: 3, 15: 4, 52: 4, 54: 4, 55: 4, 56: 4, 57: 4, 53: 5, 58: 6}  # Zhai 2022, official code
 STRUCTURES = {i: i for i in range(len(classes.STRUCTURES))}
-LABELS = {"classes": CLASSES, "overlay": OVERLAY, "structures": STRUCTURES}
+LABELS = {"classes": CLASSES, "overlay": OVERLAY, "structures": STRUCTURES, MARKS: {}}
 
 
 class Rejected(NamedTuple):
@@ -55,6 +57,8 @@ class ScanFolder(tfds.core.GeneratorBasedBuilder):
         if not splits:
             raise manifest.ManifestError(f"{path}: no rows, expected one for each scan")
         _write_rejected(_rejected_path(self), [])
+        if self.builder_config.settings["labels"] == MARKS:
+            marks.write(_rejected_path(self).parent, [], mode="w")
         return {name: self._generate_examples(name, rows) for name, rows in splits.items()}
 
     def _generate_examples(self, split, rows):
@@ -65,7 +69,10 @@ class ScanFolder(tfds.core.GeneratorBasedBuilder):
                 rejected.append(result)
                 _write_rejected(path, [result], mode="a")
             else:
-                yield used, result
+                record, review = result
+                if review:
+                    marks.write(path.parent, [review])
+                yield used, record
                 used += 1
         if not used:
             raise manifest.ManifestError(
@@ -89,7 +96,8 @@ def _content(path) -> str:
     """Return a digest of the manifest and of its files' sizes and times: a changed folder is prepared anew."""
     digest = hashlib.sha256(path.read_bytes())
     for row in manifest.read(path):
-        for file in (row.scan, row.mask, row.heart):
+        marked = row.manifest.parent / row.cells[MARKS] if row.cells.get(MARKS) else None
+        for file in (row.scan, row.mask, row.heart, marked):
             digest.update(repr([_stamp(part) for part in _parts(file)]).encode())
     return digest.hexdigest()[:12]
 
@@ -115,6 +123,8 @@ def make_builder(settings: dict, *, name: str, root, workers: int, progress: boo
 def remind(builder) -> None:
     """Say on stderr how many rows of the manifest were left out, and where the reasons are."""
     path = _rejected_path(builder)
+    if text := marks.remind(path.parent):
+        print(text, file=sys.stderr)
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     if rows:
@@ -133,8 +143,9 @@ def _write_rejected(path, rows, mode="w") -> None:
         csv.writer(file).writerows([Rejected._fields] * (mode == "w") + rows)
 
 
-def make(row: manifest.Row, *, settings: dict) -> dict | Rejected:
-    """Return the record of a manifest row on the network's grid, or why there is none. Raises nothing."""
+def make(row: manifest.Row, *, settings: dict) -> tuple[dict, marks.Review | None] | Rejected:
+    """Return the record of a manifest row on the network's grid and whether its labels need a review, or why there is none. Raises
+    nothing."""
     try:
         return _record(row, settings)
     except scan.ScanError as error:
@@ -144,7 +155,7 @@ def make(row: manifest.Row, *, settings: dict) -> dict | Rejected:
     return Rejected(row.cells["scan"], row.cells.get("split", ""), reason, message)
 
 
-def _record(row, settings) -> dict:
+def _record(row, settings):
     split, domain = row.cells.get("split", ""), row.cells.get("domain", "")
     if not split:
         raise ValueError(f"{row.scan}: expected the name of a split in the manifest, got an empty cell")
@@ -152,23 +163,35 @@ def _record(row, settings) -> dict:
     if domain not in records.DOMAINS:
         raise ValueError(f"{row.scan}: expected domain {' or '.join(records.DOMAINS)}, got {domain!r}")
     image = scan.read(row.scan)
-    mask = None if row.mask is None else to_classes(scan.read_mask(row.mask, image), LABELS[settings["labels"]])
+    mask, review = _labels(row, image, settings["labels"])
     heart = None if row.heart is None else scan.read_mask(row.heart, image) > 0
     hu, mask, heart, affine = to_grid(image, mask, heart, settings["grid"])
     values = {"threshold_hu": row.threshold_hu, "aorta_hu": row.aorta_hu, "protocol": row.cells.get("protocol", "")}
-    return records.make_record(row.name, hu, mask, heart, affine, domain=domain, **values)
+    return records.make_record(row.name, hu, mask, heart, affine, domain=domain, **values), review
+
+
+def _labels(row, image, labels):
+    """(Classes on the scan's grid or None, `marks.Review` or None)."""
+    if labels != MARKS:
+        return None if row.mask is None else to_classes(scan.read_mask(row.mask, image), LABELS[labels]), None
+    if not row.cells.get(MARKS):
+        return None, None
+    points = marks_file.read(row.manifest.parent / row.cells[MARKS], row.name)
+    mask, on_calcium = marks.label(image.hu, image.affine, points)
+    told = row.name, row.cells.get("split", ""), row.cells.get("category", "")
+    return mask, marks.review(*told, mask, image.hu, scan.spacing_mm(image.affine), points, on_calcium)
 
 
 def to_grid(image: scan.Scan, mask, heart, grid: dict):
-    """Return (hu float32, mask uint8, heart uint8, affine) on a network's grid {"kind", "spacing_mm"}, slices towards the head.
+    """Return (hu float32, mask uint8, heart uint8, affine) on a network's grid (see cacjax.kernels.grids), slices towards the head.
 
     The affine holds the spacing that results, of a spline near the asked one. mask and heart [z, y, x] may be None, and stay so.
     """
     given = [m for m in (mask, heart) if m is not None]
     image, *given = scan.oriented(image, *given) if given else (scan.oriented(image),)
     hu, index = grids.resample(image.hu, scan.spacing_mm(image.affine), grid)
-    nearest = [grids.nearest(m, index, hu.shape) for m in given]
-    mask, heart = (None if m is None else nearest.pop(0) for m in (mask, heart))
+    there = [grids.labels_on(m, scan.spacing_mm(image.affine), grid, index, hu.shape) for m in given]
+    mask, heart = (None if m is None else there.pop(0) for m in (mask, heart))
     return np.asarray(hu), mask, heart, image.affine @ index
 
 

@@ -11,12 +11,14 @@ import zlib
 import numpy as np
 import tqdm
 
+from cacjax.classes import CLASSES, CORONARY
 from cacjax.data import scans
 from cacjax.files.atomic import replace
 from cacjax.kernels import grids, scores
 
 FILE = "categories.json"
 UNLABELLED = -1  # in place of a category
+UNKNOWN = CLASSES.index("CAC")  # coronary, artery unknown
 
 
 class Part:
@@ -75,7 +77,8 @@ def category(record: dict) -> int:
     """Return the risk category of a record, 0 to 4; -1 if it is not labelled."""
     if not record["labelled"]:
         return UNLABELLED
-    label = grids.pad(np.asarray(record["label"]), fill=0)
+    label = np.asarray(record["label"])
+    label = grids.pad(np.isin(label, CORONARY) if (label == UNKNOWN).any() else label, fill=0)
     hu = grids.pad(np.asarray(record["hu"], np.float32), fill=grids.NO_HU)
     found = scores.score(label, hu, tuple(float(s) for s in record["spacing_mm"]))
     return scores.category(found.agatston[found.names.index("CAC")])

@@ -15,7 +15,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from cacjax.data import sampling, scans, tones
+from cacjax.data import sampling, scans
+from cacjax.data.augment import AUGMENTATIONS
 from cacjax.data.sampling import StreamSpec
 
 STEPS = 2**31  # nominal length of a stream; indices are computed, nothing is allocated
@@ -33,14 +34,19 @@ class Sampler:
         spec, minibatch = self.spec, self.count[-1]
         step, place = int(index) // math.prod(self.count), int(index) % minibatch
         stratum = sampling.stratum_of((place + rng.random()) / minibatch, spec.strata)
-        scan, point = self._point(stratum, step, place, rng)
+        if stratum == sampling.WHOLE:
+            member, turn = int(index) % math.prod(self.count) // minibatch, {"seed": self.seed, "number": step * minibatch + place}
+            scan = self._scan(sampling.scan_in_turn(len(self.scans), member=member, **turn))
+            point = sampling.point_in_scan(stratum, scan, rng)
+        else:
+            scan, point = self._point(stratum, step, place, rng)
         if spec.jitter_px:
             shift = rng.integers(-spec.jitter_px, spec.jitter_px + 1, 2)
             point = (point[0], *(int(v) for v in np.clip(point[1:] + shift, 0, np.array(scan.hu.shape[1:]) - 1)))
         sample = sampling.cut_sample(scan, point, spec)
         for name, chance in spec.augment:
             if rng.random() < chance:
-                sample = tones.AUGMENTATIONS[name](sample, rng)
+                sample = AUGMENTATIONS[name](sample, rng)
         return sample
 
     def _point(self, stratum: str, step: int, place: int, rng: np.random.Generator):

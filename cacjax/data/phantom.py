@@ -1,25 +1,31 @@
 """The phantom cohort: scans of digital thoraces with known calcium, made on the network's grid.
 
-Settings: seed, shape (voxels), grid (its spacing_mm; phantoms are made on it, so its kind changes nothing), splits {name: {protocol,
-count, calcified}}; a protocol may be several with commas between, taken in turn. A split whose name starts with "target" is of the
-target domain, any other of the source. calcified: the share of a split's patients that are drawn again until they have calcium (half
-of a screening cohort has none). labels: "classes" of calcium, or "structures", 0-7 as in cacjax.classes.STRUCTURES.
+Settings: seed, shape (voxels), grid (its spacing_mm: phantoms are made on it, so that its kind changes nothing; but of kind "cells" they
+are made at acquired_mm), splits {name: {protocol, count, calcified, categories}}; a protocol may be several with commas between, taken in
+turn. A split whose name starts with "target" is of the target domain, any other of the source. calcified: the share of a split's patients
+that are drawn again until they have calcium (half of a screening cohort has none). categories: in place of a count, how many patients of
+each category A to E, see cacjax.phantom.pool. labels: "classes" of calcium, "structures", 0-7 as in cacjax.classes.STRUCTURES, or
+"marks": CAC in what a point on each lesion gives, see cacjax.data.marks; scans that come out in another category are in review.csv.
 """
 
 import functools
 import hashlib
 import pathlib
+import sys
 import zlib
 
+import numpy as np
 import tensorflow_datasets as tfds
 
 import cacjax.phantom
-from cacjax.data import records
-from cacjax.phantom import acquisition, anatomy
+from cacjax.classes import CORONARY
+from cacjax.data import marks, records
+from cacjax.kernels import grids
+from cacjax.phantom import acquisition, anatomy, cohort, pool
 
 CALCIFIED_MM3 = 10.0
 PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
-LABELS = ("classes", "structures")
+LABELS = ("classes", "structures", "marks")
 DECIDE_NOTHING = ("__init__", "__main__", "check", "folder", "picture")  # modules of cacjax.phantom that no scan depends on
 
 
@@ -34,14 +40,19 @@ class PhantomCohort(tfds.core.GeneratorBasedBuilder):
         return records.info(self)
 
     def _split_generators(self, dl_manager):
+        if self.builder_config.settings.get("labels") == "marks":
+            marks.write(_folder(self), [], mode="w")
         return {name: self._generate_examples(name) for name in self.builder_config.settings["splits"]}
 
     def _generate_examples(self, split):
         config = self.builder_config
         work = functools.partial(make, settings=config.settings, split=split)
-        jobs = range(config.settings["splits"][split]["count"])
-        made = records.run(work, jobs, workers=config.workers, title=f"phantom {split}", progress=config.progress)
-        yield from enumerate(made)
+        how = {"workers": config.workers, "progress": config.progress}
+        jobs = enumerate(seeds(config.settings, split, **how))
+        for number, (record, review) in enumerate(records.run(work, jobs, title=f"phantom {split}", **how)):
+            if review:
+                marks.write(_folder(self), [review])
+            yield number, record
 
 
 def settings(data) -> dict:
@@ -49,24 +60,32 @@ def settings(data) -> dict:
 
     Values that change nothing (no share of calcified patients, labels that are classes) are left out: cohorts keep their digests.
     """
-    splits = {name: {"protocol": part["protocol"], "count": int(part["count"])} for name, part in data["splits"].items()}
-    for name, part in splits.items():
-        if share := float(data["splits"][name]["calcified"]):
-            part["calcified"] = share
-        unknown = set(part["protocol"].split(",")) - set(PROTOCOLS)
-        if unknown or part["count"] < 1 or not 0 <= share <= 1:
-            raise ValueError(
-                f"data.splits.{name}: expected protocols among {', '.join(PROTOCOLS)}, a positive count and a share of calcified "
-                f"patients from 0 to 1, got {part}"
-            )
+    splits = {name: _split(name, part) for name, part in data["splits"].items()}
     if not splits:
-        raise ValueError("data.splits is empty, expected {name: {protocol, count, calcified}}")
+        raise ValueError("data.splits is empty, expected {name: {protocol, count, calcified, categories}}")
     labels = data["labels"]
     if labels not in LABELS:
         raise ValueError(f"data.labels of phantoms must be one of {', '.join(LABELS)}, got {labels!r}")
-    grid = {"shape": [int(n) for n in data["shape"]], "spacing_mm": records.grid_of(data)["spacing_mm"]}
+    grid = records.grid_of(data)
+    if grid["kind"] == "cells":
+        grid = {"spacing_mm": [float(s) for s in data["acquired_mm"]], "grid": grid}
+    grid = {"shape": [int(n) for n in data["shape"]], "spacing_mm": grid["spacing_mm"]} | {k: grid[k] for k in grid.keys() & {"grid"}}
     made = {"kind": "phantom", "seed": int(data["seed"]), "splits": splits, "generator": _generator(), **grid}
     return made | ({"labels": labels} if labels != LABELS[0] else {})
+
+
+def _split(name, data) -> dict:
+    """The plain settings of a split; ValueError for what cannot be made."""
+    categories, share = [int(n) for n in data["categories"]], float(data["calcified"])
+    part = {"protocol": data["protocol"], "count": sum(categories) or int(data["count"])}
+    part |= ({"calcified": share} if share else {}) | ({"categories": categories} if categories else {})
+    unknown = set(part["protocol"].split(",")) - set(PROTOCOLS)
+    if unknown or part["count"] < 1 or not 0 <= share <= 1:
+        expected = f"protocols among {', '.join(PROTOCOLS)}, a positive count and a share of calcified patients from 0 to 1"
+        raise ValueError(f"data.splits.{name}: expected {expected}, got {part}")
+    if categories and (len(categories) != 5 or min(categories) < 0 or share or "," in part["protocol"]):
+        raise ValueError(f"data.splits.{name}: expected five numbers of patients, one protocol and no share of calcified, got {part}")
+    return part
 
 
 def _generator() -> str:
@@ -83,7 +102,13 @@ def make_builder(settings: dict, *, name: str, root, workers: int, progress: boo
 
 
 def remind(builder) -> None:
-    """Nothing can go wrong with single scans."""
+    """Say on stderr which scans are to be reviewed."""
+    if text := marks.remind(_folder(builder)):
+        print(text, file=sys.stderr)
+
+
+def _folder(builder):
+    return pathlib.Path(builder.data_path.parent)
 
 
 def patient_seed(seed: int, split: str, number: int) -> int:
@@ -105,24 +130,41 @@ def calcified_seed(seed: int, protocol: str) -> int:
     return seed
 
 
-def make(number: int, *, settings: dict, split: str) -> dict:
-    """Return the record of scan `number` of a split; follows from the arguments alone."""
+def seeds(settings: dict, split: str, *, workers: int, progress: bool) -> list[int]:
+    """The seeds of a split's patients; those that may be drawn again are so when their scan is made."""
     part = settings["splits"][split]
+    first = patient_seed(settings["seed"], split, 0)
+    if "categories" not in part:
+        return [first + number for number in range(part["count"])]
+    spread = functools.partial(records.run, workers=workers, title=f"patients of {split}", progress=progress)
+    return pool.draw(part["categories"], first, part["protocol"], spread=spread)
+
+
+def make(job: tuple[int, int], *, settings: dict, split: str) -> tuple[dict, marks.Review | None]:
+    """The record of a scan of a split, and whether its labels need a review; follows from the arguments alone. job: (number, seed)."""
+    (number, seed), part = job, settings["splits"][split]
     protocols = part["protocol"].split(",")
     protocol = protocols[number % len(protocols)]
-    seed = patient_seed(settings["seed"], split, number)
     if drawn_again(number, part.get("calcified", 0.0)):
         seed = calcified_seed(seed, protocol)
-    grid = {"shape": tuple(settings["shape"]), "spacing_mm": tuple(settings["spacing_mm"])}
-    scan = cacjax.phantom.make_scan(protocol, seed, **grid)
-    return records.make_record(
-        f"{split}-{number:04d}",
-        scan.hu,
-        scan.structures if settings.get("labels") == "structures" else scan.label,
-        scan.heart,
-        scan.affine,
-        domain="target" if split.startswith("target") else "source",
-        protocol=protocol,
-        threshold_hu=scan.truth["threshold_hu"],
-        aorta_hu=scan.truth["aorta_hu"],
-    )
+    spacing_mm, name = tuple(settings["spacing_mm"]), f"{split}-{number:04d}"
+    scan = cacjax.phantom.make_scan(protocol, seed, shape=tuple(settings["shape"]), spacing_mm=spacing_mm)
+    label, review = _label(scan, spacing_mm, settings.get("labels", LABELS[0]), name, split)
+    hu, heart, affine = scan.hu, scan.heart, scan.affine
+    if grid := settings.get("grid"):
+        hu, index = grids.resample(scan.hu, spacing_mm, grid)
+        label, heart = (grids.labels_on(each, spacing_mm, grid, index, hu.shape) for each in (label, heart))
+        hu, affine = np.asarray(hu), affine @ index
+    about = {"protocol": protocol, "threshold_hu": scan.truth["threshold_hu"], "aorta_hu": scan.truth["aorta_hu"]}
+    domain = "target" if split.startswith("target") else "source"
+    return records.make_record(name, hu, label, heart, affine, domain=domain, **about), review
+
+
+def _label(scan, spacing_mm, labels, name, split):
+    """(Label on the scan's own grid, `marks.Review` or None)."""
+    if labels != "marks":
+        return scan.structures if labels == "structures" else scan.label, None
+    points = cohort.marks_of(scan.truth)
+    label, on_calcium = marks.label(scan.hu, scan.affine, points)
+    reported = marks.category(marks.agatston(np.isin(scan.label, CORONARY), scan.hu, spacing_mm))
+    return label, marks.review(name, split, reported, label, scan.hu, spacing_mm, points, on_calcium)

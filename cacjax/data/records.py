@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from cacjax.kernels import grids
+from cacjax.kernels import cells, grids
 
 DOMAINS = ("source", "target")
 
@@ -85,8 +85,15 @@ def make_record(name: str, hu, label, heart, affine, *, domain, protocol, thresh
 
 
 def grid_of(data) -> dict:
-    """Return the network's grid {"kind", "spacing_mm"} of a cohort, plain JSON values; ValueError for what is none."""
-    kind, spacing_mm = data["grid"]["kind"], [float(s) for s in data["grid"]["spacing_mm"]]
+    """Return the network's grid of a cohort (see cacjax.kernels.grids), plain JSON values; ValueError for what is none."""
+    grid = data["grid"]
+    if grid["kind"] == "cells":
+        sides_mm = [float(s) for s in grid["sides_mm"]]
+        if not sides_mm or min(sides_mm) <= 0 or grid["restore"] not in cells.RESTORE:
+            expected = f"positive sides_mm and restore among {', '.join(cells.RESTORE)}"
+            raise ValueError(f"data.grid: expected {expected}, got {sides_mm}, {grid['restore']!r}")
+        return {"kind": "cells", "sides_mm": sides_mm, "restore": grid["restore"]}
+    kind, spacing_mm = grid["kind"], [float(s) for s in grid["spacing_mm"]]
     if kind not in grids.KINDS or len(spacing_mm) != 3 or min(spacing_mm) <= 0:
         expected = f"a kind among {', '.join(grids.KINDS)} and three positive spacing_mm"
         raise ValueError(f"data.grid: expected {expected}, got {kind!r}, {spacing_mm}")

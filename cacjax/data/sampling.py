@@ -9,16 +9,17 @@ from typing import NamedTuple
 import numpy as np
 
 from cacjax.classes import AIR_HU
+from cacjax.data.augment import AUGMENTATIONS
 from cacjax.data.scans import DETECTED, IndexedScan
-from cacjax.data.tones import AUGMENTATIONS
 from cacjax.kernels import view
 
 MIN_SLICE_CALCIUM = 3  # a slice counts as calcified from this many labelled voxels (Zhai 2022, official code)
 IN_SLICE = {"bright_in_slice": ("bright", 1), "calcium_in_slice": ("calcium", MIN_SLICE_CALCIUM), "calcium_slice": ("coronary", 1)}
+WHOLE = "whole_scan"  # about the middle of a scan, every scan once in an epoch
 WHOLE_SLICES = ("calcium_slice", "clean_slice")
 SLICE_STRATA = ("bright_in_slice", "anywhere_in_slice", "calcium_in_slice", *WHOLE_SLICES)
 SCAN_STRATA = ("coronary", "calcium", "candidate_in_heart", "bright_in_heart", "bright", "heart_box", "anywhere")
-SCAN_STRATA += ("bright_negative", DETECTED, "centre")
+SCAN_STRATA += ("bright_negative", DETECTED, WHOLE)
 LABELLED_STRATA = ("coronary", "calcium", "bright_negative", DETECTED, "calcium_in_slice", *WHOLE_SLICES)
 PLANES = ("axial", "coronal", "sagittal")
 
@@ -40,9 +41,10 @@ class StreamSpec(NamedTuple):
     """One named sequence of samples.
 
     splits: names of the sources drawn from. cut: what is cut around a voxel. strata: (name, share) pairs; shares add up to 1 and
-    are taken by a sample's position in its minibatch, so that they are exact where share * minibatch is whole. bins: samples of strata
+    are taken by a sample's position in its minibatch, so that they are exact where share * minibatch is whole; of "whole_scan" each
+    minibatch of a step (each member of an ensemble) takes all scans in an order of its own, again in every epoch. bins: samples of strata
     of slices come from one of so many equal parts of the heart's extent in z (`bin_at`; 0: from anywhere). jitter_px: the
-    window's largest shift in y and x. labelled: samples carry "label". augment: (name, chance) pairs of `tones.AUGMENTATIONS`, in order.
+    window's largest shift in y and x. labelled: samples carry "label". augment: (name, chance) pairs of `augment.AUGMENTATIONS`, in order.
     scans_in_memory: scans drawn from at a time (0: all of them), replaced every `swap_every` steps (0: never). view: how the
     network sees enhanced scans (see cacjax.kernels.view); strata are those of the scan as it is. axes: mesh axis of each number of the
     stream's count ("": none; axes that the mesh lacks are none); (): the last number over "data".
@@ -122,9 +124,15 @@ def bin_at(bins: int, *, seed: int, step: int, position: int, minibatch: int) ->
     return int(np.random.default_rng([seed, bins, step, pair]).integers(bins))
 
 
+def scan_in_turn(scans: int, *, seed: int, member: int, number: int) -> int:
+    """Which of so many scans is sample `number` of a member: each once in an epoch, shuffled anew for every member and epoch."""
+    epoch, place = divmod(number, scans)
+    return int(np.random.default_rng([seed, member, epoch]).permutation(scans)[place])
+
+
 def point_in_scan(stratum: str, scan: IndexedScan, rng: np.random.Generator) -> tuple[int, int, int] | None:
     """Draw a voxel (z, y, x) of a scan-first stratum, uniformly; None if the scan has none."""
-    if stratum == "centre":
+    if stratum == WHOLE:
         return tuple(n // 2 for n in scan.hu.shape)
     if stratum in ("anywhere", "heart_box"):
         low, high = scan.box if stratum == "heart_box" else (np.zeros(3, int), np.array(scan.hu.shape))

@@ -1,10 +1,4 @@
-"""Augmentations of samples by name: random tone curves, which let a network learn from unenhanced scans what contrast medium changes.
-
-An augmentation is a function (sample, rng) -> sample; sample: {"hu": int16, "label": uint8 where the stream is labelled}, shapes as
-`cacjax.data.sampling.sample_shapes` says.
-"""
-
-import functools
+"""Random tone curves, which let a network learn from unenhanced scans what contrast medium changes."""
 
 import numpy as np
 from scipy import ndimage
@@ -53,11 +47,3 @@ def change(hu: np.ndarray, rng: np.random.Generator, *, lift: bool) -> np.ndarra
     if rng.random() < NOISE[0]:
         image += np.float32(rng.uniform(0.0, NOISE[1])) * rng.standard_normal(image.shape, dtype=np.float32)
     return image
-
-
-def tone(sample: dict, rng: np.random.Generator, *, lift: bool) -> dict:
-    """The sample with its tones changed as `change` does it, in whole HU."""
-    return sample | {"hu": np.clip(np.rint(change(sample["hu"], rng, lift=lift)), -32768, 32767).astype(np.int16)}
-
-
-AUGMENTATIONS = {"tone": functools.partial(tone, lift=False), "tone_lift": functools.partial(tone, lift=True)}

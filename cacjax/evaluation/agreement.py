@@ -19,8 +19,8 @@ QUANTITIES |= {"agatston": ("found_agatston", "reference_agatston")}
 
 COLUMNS = ("arm", "stage", "artery", "quantity", "n", "spearman", "spearman_low", "spearman_high", "icc", "icc_low", "icc_high")
 COLUMNS += ("bias", "coefficient", "relative_difference", "n_both_positive")
-COLUMNS += ("kappa", "kappa_low", "kappa_high", "accuracy", "c_index", "reason")
-SHOWN = ("arm", "stage", "quantity", "n", "Spearman", "ICC", "bias", "limits", "kappa")
+COLUMNS += ("kappa", "kappa_low", "kappa_high", "accuracy", "c_index", "c_index_printed", "reason")
+SHOWN = ("arm", "stage", "quantity", "n", "Spearman", "ICC", "bias", "limits", "kappa", "accuracy", "C-index")
 
 
 class Estimate(NamedTuple):
@@ -243,11 +243,12 @@ def categories(found, reference, *, scheme):
         return {"reason": "the risk categories are of no scheme that is known"}
     found, reference = (scores.category(values, scheme=scheme) for values in (found, reference))
     counts = confusion(found, reference, len(scheme.names))
-    ranked = c_index(found, reference) if len(found) > 1 else float("nan")
+    ranked, printed = (c_index(found, reference, kind=kind) if len(found) > 1 else float("nan") for kind in ("harrell", "printed"))
     return {
         **_named("kappa", kappa(counts)),
         "accuracy": accuracy(counts),
         "c_index": ranked,
+        "c_index_printed": printed,
         "categories": scheme.names,
         "confusion": counts,
     }
@@ -261,6 +262,8 @@ def shown(row):
         interval = "" if np.isnan(low) else f" [{low:.2f}, {high:.2f}]"
         cells[title] = None if np.isnan(value) else f"{value:.2f}{interval}"
     bias, coefficient = (row.get(key, np.nan) for key in ("bias", "coefficient"))
+    for title, name in (("accuracy", "accuracy"), ("C-index", "c_index")):
+        cells[title] = None if np.isnan(row.get(name, np.nan)) else f"{row[name]:.3f}"
     cells["bias"] = None if np.isnan(bias) else f"{bias:+.1f}"
     return cells | {"limits": None if np.isnan(coefficient) else f"± {coefficient:.1f} √mean"}
 

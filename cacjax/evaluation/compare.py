@@ -28,10 +28,14 @@ SUMMARY = (
 )
 SHOWN_METRICS = {
     "sensitivity": ("sensitivity", 2),
+    "PPV": ("ppv", 2),
     "FP mm³": ("fp_mm3", 1),
     "F1": ("f1", 2),
     "AP": ("ap", 2),
     "lesion sens.": ("lesion_sensitivity", 2),
+    "1.5-5": ("lesion_sensitivity_1.5_to_5_mm3", 2),
+    "5-20": ("lesion_sensitivity_5_to_20_mm3", 2),
+    ">20 mm³": ("lesion_sensitivity_over_20_mm3", 2),
     "FP lesions": ("fp_lesions", 2),
     "lesion F1": ("lesion_f1", 2),
 }
@@ -137,7 +141,8 @@ def measure(truth, found, *, target, connectivity):
     hit, real = np.isin(found, classes), np.isin(truth.label, classes)
     pieces = number_lesions(hit, connectivity)
     ours, code = metrics.count_lesions(pieces, truth.lesions[target])
-    measured = metrics.metrics(metrics.count_voxels(hit, real), ours, code, truth.voxel_mm3)
+    sizes = metrics.count_sizes(pieces, truth.lesions[target], truth.voxel_mm3)
+    measured = metrics.metrics(metrics.count_voxels(hit, real), ours, code, sizes, truth.voxel_mm3)
     measured["found_lesions"] = int(pieces.max(initial=0))
     if target == "CAC":
         measured["candidates"] = int(truth.candidates.sum())
@@ -215,6 +220,9 @@ def write(result, out, arms):
     points = {arm: [(r["scan"], r["reference_mm3"], r["found_mm3"]) for r in final if r["arm"] == arm] for arm in arms}
     named = {arm: [panel["scan"] for panel in found] for arm, found in result["outliers"].items()}
     pictures.scatter(out / "agreement.png", points, words=WORDS, named=named)
+    scored = {row["arm"]: row for row in result["agreement"] if row.get("confusion") is not None}
+    if scored:
+        pictures.confusions(out / "categories.png", scored)
     for arm, found in result["outliers"].items():
         if found:
             pictures.outliers(out / f"outliers_{arm}.png", found, title=f"{arm}: the scans furthest from the reference")

@@ -10,8 +10,10 @@ import numpy as np
 
 EPSILON = 1e-5
 OVER = ("all", "with calcium", "pooled")
-METRICS = ("sensitivity", "fp_mm3", "f1", "ap", "lesion_sensitivity", "fp_lesions", "lesion_f1")
-METRICS = (*METRICS, "fp_lesions_code", "lesion_f1_code")
+SIZES_MM3 = {"1.5_to_5": (1.5, 5.0), "5_to_20": (5.0, 20.0), "over_20": (20.0, float("inf"))}  # of lesions, half-open
+OF_SIZES = {size: f"lesion_sensitivity_{size}_mm3" for size in SIZES_MM3}
+METRICS = ("sensitivity", "ppv", "fp_mm3", "f1", "ap", "lesion_sensitivity", "lesion_ppv", "fp_lesions", "lesion_f1")
+METRICS = (*METRICS, "fp_lesions_code", "lesion_f1_code", *OF_SIZES.values())
 SCAN_METRICS = ("scan_sensitivity", "scan_fpr", "scan_f1")
 
 
@@ -42,6 +44,16 @@ def count_lesions(found_labels, real_labels):
     both = (found_labels > 0) & (real_labels > 0)
     hits, touching = len(np.unique(real_labels[both])), len(np.unique(found_labels[both]))
     return Counts(hits, n_found - touching, n_real - hits), Counts(hits, max(n_found - hits, 0), n_real - hits)
+
+
+def count_sizes(found_labels, real_labels, voxel_mm3):
+    """{size: Counts} of the reference's lesions by their volume, of label images as `count_lesions` takes them: found and missed ones."""
+    found_labels, real_labels = np.asarray(found_labels), np.asarray(real_labels)
+    volume = np.bincount(real_labels.ravel())[1:] * voxel_mm3
+    hit = np.zeros(len(volume) + 1, bool)
+    hit[real_labels[found_labels > 0]] = True
+    within = {size: (volume >= low) & (volume < high) for size, (low, high) in SIZES_MM3.items()}
+    return {size: Counts(int((mask & hit[1:]).sum()), 0, int((mask & ~hit[1:]).sum())) for size, mask in within.items()}
 
 
 def count_scans(found, real):
@@ -92,13 +104,17 @@ def mean_sd(values):
     return mean, float(values.std(ddof=1)) if len(values) > 1 else float("nan")
 
 
-def metrics(voxels, lesions, lesions_code, voxel_mm3):
-    """Record of one scan and target: the metrics, and the counts (of voxels and lesions) that pooling needs."""
+def metrics(voxels, lesions, lesions_code, sizes, voxel_mm3):
+    """Record of one scan and target: the metrics, and the counts (of voxels and lesions) that pooling needs. sizes: of `count_sizes`;
+    the sensitivity for a size that the reference lacks is NaN."""
     return {
         "sensitivity": sensitivity(voxels),
+        "ppv": precision(voxels),
         "fp_mm3": voxels.fp * voxel_mm3,
         "f1": f1(voxels),
         "lesion_sensitivity": sensitivity(lesions),
+        "lesion_ppv": precision(lesions),
+        **{OF_SIZES[size]: sensitivity(counts) if sum(counts) else float("nan") for size, counts in sizes.items()},
         "fp_lesions": float(lesions.fp),
         "lesion_f1": f1(lesions),
         "fp_lesions_code": float(lesions_code.fp),
@@ -106,7 +122,7 @@ def metrics(voxels, lesions, lesions_code, voxel_mm3):
         "reference_mm3": (voxels.tp + voxels.fn) * voxel_mm3,
         "found_mm3": (voxels.tp + voxels.fp) * voxel_mm3,
         "reference_lesions": lesions.tp + lesions.fn,
-        "counts": {"voxels": voxels, "lesions": lesions, "lesions_code": lesions_code},
+        "counts": {"voxels": voxels, "lesions": lesions, "lesions_code": lesions_code, **sizes},
     }
 
 
@@ -123,8 +139,9 @@ def average(records, over):
 
 def pool(records):
     """The metrics of all scans taken as one, false positives per scan. Average precision is NaN: it needs voxels."""
-    total = {name: add([r["counts"][name] for r in records]) for name in ("voxels", "lesions", "lesions_code")}
-    pooled = metrics(total["voxels"], total["lesions"], total["lesions_code"], 1.0) if records else {}
+    total = {name: add([r["counts"][name] for r in records]) for name in ("voxels", "lesions", "lesions_code", *SIZES_MM3)}
+    kinds, sizes = (total[name] for name in ("voxels", "lesions", "lesions_code")), {size: total[size] for size in SIZES_MM3}
+    pooled = metrics(*kinds, sizes, 1.0) if records else {}
     summary = {"scans": len(records)} | {f"{name}_sd": float("nan") for name in METRICS}
     summary |= {name: pooled.get(name, float("nan")) for name in METRICS}
     for name in ("fp_mm3", "fp_lesions", "fp_lesions_code"):

@@ -248,6 +248,33 @@ def scatter(path, points, *, words, named=None):
     tables.replace(path, lambda aside: figure.savefig(aside, format="png"))
 
 
+def confusions(path, rows):
+    """Draw the scans in each pair of risk categories, one panel per arm: the reference down, what was found across. Writes a PNG.
+
+    rows: {arm: row of `agreement.rows` with its categories}. Compare Gogin 2021, Figure 4.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(len(rows), 4)
+    figure = Figure(figsize=(3.4 * columns + 0.4, 3.6 * -(-len(rows) // columns)), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(-(-len(rows) // columns), columns, squeeze=False).ravel()
+    for axis in axes[len(rows) :]:
+        axis.set_axis_off()
+    for axis, (arm, row) in zip(axes, rows.items()):
+        counts, names = np.asarray(row["confusion"]), row["categories"]
+        share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        axis.imshow(share, cmap="Blues", vmin=0, vmax=1)
+        for at, count in np.ndenumerate(counts):
+            axis.text(at[1], at[0], count, ha="center", va="center", fontsize=9, color="white" if share[at] > 0.6 else "black")
+        axis.set(xticks=range(len(names)), xticklabels=names, yticks=range(len(names)), yticklabels=names)
+        axis.set(xlabel="found", ylabel="reference")
+        figures = f"accuracy {row['accuracy']:.3f}, C-index {row['c_index']:.3f}, kappa {row['kappa']:.2f}"
+        axis.set_title(f"{arm}, {int(counts.sum())} scans\n{figures}", fontsize=8)
+    tables.replace(path, lambda aside: figure.savefig(aside, format="png"))
+
+
 def _limits(axis, limits, most, words):
     root = np.linspace(0, most**0.5, 50)
     half, centre = limits.half_width(root**2), 0.0 if words.alike else limits.bias

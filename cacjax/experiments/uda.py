@@ -1,19 +1,22 @@
-"""What the experiments compare: networks to train, the columns of each table with the published figures, and sizes."""
+"""Zhai 2022: what the experiments compare (networks to train, columns with the published figures, sizes), and how that is measured."""
 
+import json
 from typing import NamedTuple
 
+import numpy as np
 
-class Network(NamedTuple):
-    """A training: a file of configs/ with its words, what is set in it, and the networks that its stages need, {stage: name}.
+from cacjax.experiments import commands
+from cacjax.experiments.commands import Network
+from cacjax.report import pictures
 
-    Without a config nothing is trained: it is the network that it needs as "source". scoring: what `score` is told, beside.
-    """
-
-    config: str = ""
-    words: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
-    needs: dict[str, str] = {}  # noqa: RUF012
-    scoring: tuple[str, ...] = ()
+TEST_SEED = 900_000  # far from the patients of the training cohorts
+BOOTSTRAPS = 2000
+EPSILON = 1e-5  # as in cacjax.evaluation.metrics
+MEASURES = ("sensitivity", "fp_mm3", "f1", "sensitivity_pooled", "f1_pooled", "ap_pooled")
+CAPTION = """Medians over the seeds.
+Published figures in brackets; sensitivity, FP and F1 are means over all scans; pooled F1 with its 95 % bootstrap interval; over its
+source: how much more that is than the source network's on the same scans, resampled together."""
+SHOWN = ("network", "scans", "FP red.", "sensitivity", "FP mm³", "F1", "pooled F1", "over its source", "AP")
 
 
 class Column(NamedTuple):
@@ -125,8 +128,122 @@ EXPERIMENTS = {
 }
 
 
-def distinct(experiment, size) -> Experiment:
+def of_size(experiment, size) -> Experiment:
     """The experiment without the arm that at this size is the network `adapted`, which then stands in its columns."""
     networks = {name: network for name, network in experiment.networks.items() if name != size.adapted}
     shown = (column._replace(network="adapted") if column.network == size.adapted else column for column in experiment.columns)
     return Experiment(networks, tuple(shown))
+
+
+def identity(column) -> dict:
+    """What tells a column's row from others."""
+    return {"network": column.title, "scans": column.protocol, "fp_reduction": "yes" if column.reduced else "no"}
+
+
+def test(experiment, size, test_folder, folder, scans) -> None:
+    """Make, score and evaluate the held-out scans of every protocol."""
+    for protocol in sorted({column.protocol for column in experiment.columns}):
+        columns = [column for column in experiment.columns if column.protocol == protocol]
+        test_protocol(experiment.networks, columns, size, test_folder / protocol, folder, scans)
+
+
+def test_protocol(networks, columns, size, scans_folder, folder, scans) -> None:
+    """Make the held-out scans of a protocol, score them for its columns, compare with the truth."""
+    protocol = columns[0].protocol
+    wanted = {column.network: networks[column.network] for column in columns}
+    if not (scans_folder / "manifest.csv").exists():
+        grid = ["--shape", *map(str, size.shape), "--spacing", *map(str, size.spacing_mm), "--workers", "2"]
+        made = ["--out", str(scans_folder), "--protocol", protocol, "--n", str(scans), "--seed", str(TEST_SEED)]
+        commands.run(f"make held-out scans: {protocol}", [["cacjax.phantom", *made, *grid]], None)
+    found = {name: folder / "scores" / protocol / name for name in wanted}
+    unreduced = {column.network for column in columns if not column.reduced}
+    # The phantom's heart is all that the pericardium holds, arteries included: dilated as chambers have to be, it would reach ribs.
+    score = ["cacjax.score", str(scans_folder), "--save-probability", "--resume", "--scoring.heart_dilation_mm=0"]
+    words = [
+        [*score, "--workdir", str(folder / "networks" / (name if network.config else network.needs["source"])), "--out", str(found[name])]
+        + [f"--scoring.classify={'all' if name in unreduced else 'threshold'}", *(f"--scoring.{option}" for option in network.scoring)]
+        for name, network in wanted.items()
+    ]
+    commands.run(f"score {protocol} scans", words, folder / "side_by_side.log")
+    arms = [f"{name}={path}" for name, path in found.items()]
+    out = str(folder / "evaluation" / protocol)
+    commands.run("evaluate", [["cacjax.evaluate", "--predictions", *arms, "--reference", str(scans_folder), "--out", out]], None)
+
+
+def measure(column, folder) -> dict:
+    """One column of one seed: averages over all scans, pooled figures, and each scan's voxel counts, from evaluation.json."""
+    record = json.loads((folder / "evaluation" / column.protocol / "evaluation.json").read_text())
+    wanted = {"arm": column.network, "stage": "final" if column.reduced else "before", "artery": "CAC"}
+    pick = lambda rows, **more: [row for row in rows if all(row[k] == v for k, v in (wanted | more).items())]  # noqa: E731
+    (mean,), (pooled,) = (pick(record["summary"], over=over) for over in ("all", "pooled"))
+    counts = [row["counts"]["voxels"] for row in pick(record["scans"])]
+    return {
+        **{name: mean[name] for name in ("sensitivity", "fp_mm3", "f1")},
+        **{f"{name}_pooled": pooled[name] for name in ("sensitivity", "f1", "ap")},
+        "counts": [[count[part] for part in ("tp", "fp", "fn")] for count in counts],
+    }
+
+
+def summary(experiment, results) -> list[dict]:
+    """The rows of the table, in the order of the columns."""
+    measured = [[result["columns"][i] for result in results] for i in range(len(experiment.columns))]
+    places = {(column.network, column.protocol, column.reduced): i for i, column in enumerate(experiment.columns)}
+
+    def of_source(column):
+        """What was measured of the network that a column's network started from, or None."""
+        place = places.get((experiment.networks[column.network].needs.get("source"), column.protocol, column.reduced))
+        return None if place is None else measured[place]
+
+    return [summarise(column, own, of_source(column)) for column, own in zip(experiment.columns, measured)]
+
+
+def summarise(column, measured, source=None) -> dict:
+    """The row of a column: medians over the seeds, the interval of the pooled F1, how much more it is than the source network's on the
+    same scans (None where the table has no such column), the published figures."""
+    row = identity(column) | {"seeds": len(measured), "n": len(measured[0]["counts"])}
+    for name in MEASURES:
+        row[name] = float(np.median([np.nan if one[name] is None else one[name] for one in measured]))
+    scores = resampled(measured)
+    row["f1_low"], row["f1_high"] = interval(scores)
+    row["f1_seeds"] = [one["f1_pooled"] for one in measured]
+    gain = source and [own["f1_pooled"] - before["f1_pooled"] for own, before in zip(measured, source)]
+    row["gain"] = source and float(np.median(gain))
+    row["gain_low"], row["gain_high"] = interval(scores - resampled(source)) if source else (None, None)
+    published = column.published or (None, None, None)
+    return row | dict(zip(("published_sensitivity", "published_fp_mm3", "published_f1"), published))
+
+
+def resampled(measured) -> np.ndarray:
+    """Pooled F1 of each seed on scans drawn by bootstrap, the same ones in every call for as many scans, [seeds, BOOTSTRAPS]."""
+    counts = np.asarray([one["counts"] for one in measured], np.float64)
+    drawn = np.random.default_rng(0).integers(0, counts.shape[1], (BOOTSTRAPS, counts.shape[1]))
+    tp, fp, fn = np.moveaxis(counts[:, drawn].sum(2), -1, 0)
+    return (2 * tp + EPSILON) / (2 * tp + fp + fn + EPSILON)
+
+
+def interval(scores, *, level=0.95) -> tuple[float, float]:
+    """Interval of the median over the seeds of what `resampled` gives."""
+    low, high = np.quantile(np.median(scores, axis=0), ((1 - level) / 2, (1 + level) / 2))
+    return float(low), float(high)
+
+
+def shown(row) -> dict:
+    """A row as the terminal and table.md show it: the published figure in brackets."""
+    beside = lambda name, digits: "" if row[name] is None else f" ({row[name]:.{digits}f})"  # noqa: E731
+    cells = {
+        "network": row["network"],
+        "scans": row["scans"],
+        "FP red.": row["fp_reduction"],
+        "sensitivity": f"{row['sensitivity']:.2f}{beside('published_sensitivity', 2)}",
+        "FP mm³": f"{row['fp_mm3']:.1f}{beside('published_fp_mm3', 1)}",
+        "F1": f"{row['f1']:.2f}{beside('published_f1', 2)}",
+        "pooled F1": f"{row['f1_pooled']:.2f} [{row['f1_low']:.2f}, {row['f1_high']:.2f}]",
+        "over its source": "" if row["gain"] is None else f"{row['gain']:+.2f} [{row['gain_low']:+.2f}, {row['gain_high']:+.2f}]",
+        "AP": "" if np.isnan(row["ap_pooled"]) else f"{row['ap_pooled']:.2f}",
+    }
+    return cells
+
+
+def draw(path, rows) -> None:
+    """The picture of the table."""
+    pictures.arms(path, rows)

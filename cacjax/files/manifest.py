@@ -1,6 +1,6 @@
 """manifest.csv: which scans a folder holds, their masks, hearts and thresholds. Paths are relative to the file.
 
-Columns: scan, mask, heart, split, domain, protocol, threshold_hu, aorta_hu. Only `scan` must be there and filled;
+Columns: scan, mask, heart, split, domain, protocol, threshold_hu, aorta_hu, marks, category. Only `scan` must be there and filled;
 other columns are kept.
 """
 
@@ -14,7 +14,7 @@ SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm", ".zip")
 
 
 class Row(NamedTuple):
-    """One scan: its unique name, its paths and HU values (None where not given), and all its cells as text."""
+    """One scan: its unique name, its paths and HU values (None where not given), all its cells as text, and the manifest's own path."""
 
     name: str
     scan: pathlib.Path
@@ -23,6 +23,7 @@ class Row(NamedTuple):
     threshold_hu: float | None
     aorta_hu: float | None
     cells: dict
+    manifest: pathlib.Path
 
 
 class ManifestError(ValueError):
@@ -88,7 +89,7 @@ def _row(cells, manifest, number):
         raise ManifestError(f"{manifest}, line {number}: expected the path of a scan, got an empty cell")
     paths = {key: manifest.parent / cells[key] if cells.get(key) else None for key in ("scan", "mask", "heart")}
     values = {key: _number(cells.get(key, ""), key, manifest, number) for key in ("threshold_hu", "aorta_hu")}
-    return Row(name="", **paths, **values, cells=cells)
+    return Row(name="", **paths, **values, cells=cells, manifest=manifest)
 
 
 def _number(text, column, manifest, line):

@@ -1,5 +1,7 @@
 """Long work as a part of the caller's compiled program, or on the host step by step under a progress bar."""
 
+import time
+
 import jax
 from jax import lax
 from tqdm import tqdm
@@ -26,3 +28,17 @@ def repeat(one, count, carry, *, traced: bool):
     for number in range(int(count)):
         carry = one(number, carry)
     return carry
+
+
+class Laps:
+    """Seconds of the parts of long work, each once it is computed; `silent` (traced, where nothing is computed yet): none."""
+
+    def __init__(self, *, silent: bool):
+        self.silent, self.seconds, self._last = silent, {}, time.perf_counter()
+
+    def lap(self, name, value):
+        """Book the time since the last lap under `name`, once `value` is computed; returns `value`."""
+        if not self.silent:
+            value, now = jax.block_until_ready(value), time.perf_counter()
+            self.seconds[name], self._last = round(now - self._last, 4), now
+        return value

@@ -1,8 +1,9 @@
 """The grid that a network sees, and the few shapes that scans are padded to so that they share compiled programs. Volumes [z, y, x].
 
-A grid is described by {"kind", "spacing_mm"}. "spline": cubic, first and last voxel centres stay where they are (Zhai 2022).
-"linear": means of whole blocks of voxels, then linear, so that noise averages out as in thick slices. Cohorts resample by the same
-functions as detection: training sees what scoring sees.
+A grid is described by its "kind". "spline", at "spacing_mm": cubic, first and last voxel centres stay where they are (Zhai 2022).
+"linear", at "spacing_mm": means of whole blocks of voxels, then linear, so that noise averages out as in thick slices. "cells", of one of
+"sides_mm", with what "restore" names: see `cacjax.kernels.cells` (Gogin 2021). Cohorts resample by the same functions as detection:
+training sees what scoring sees.
 """
 
 import itertools
@@ -10,9 +11,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cacjax.kernels import spatial
+from cacjax.kernels import cells, spatial
 
-KINDS = ("spline", "linear")
+KINDS = ("spline", "linear", "cells")
 SIDES = (32, 64, 64)  # sides of scans are rounded up to multiples of these
 NO_HU = -32768.0  # of what a scan is padded with: below every threshold
 
@@ -59,16 +60,27 @@ def join(shape, spacing_mm, network_mm, box):
 def resample(hu, spacing_mm, grid):
     """A scan on a network's grid: (HU float32, index), where `index` [4, 4] takes voxels of the result to voxels of the scan.
 
-    grid: {"kind", "spacing_mm"}. Raises ValueError for a kind that is not in KINDS.
+    Raises ValueError for a kind that is not in KINDS.
     """
     if grid["kind"] == "linear":
         return coarsen(hu, spacing_mm, grid["spacing_mm"])
+    if grid["kind"] == "cells":
+        found = cells.plan(hu.shape, spacing_mm, grid["sides_mm"])
+        width = np.divide(found.spacing_mm, spacing_mm)
+        return cells.coarse(hu, found.axes, restore=grid["restore"]), scaling(width, (width - 1) / 2)
     if grid["kind"] != "spline":
         raise ValueError(f"grid.kind must be one of {', '.join(KINDS)}, got {grid['kind']!r}")
     volume, _ = spatial.resample(hu, spacing_mm, grid["spacing_mm"], order=3)
     sizes = zip(hu.shape, volume.shape, spacing_mm, grid["spacing_mm"])
     # Exact, not true spacing over the old one: labels halfway between two voxels fall to the same one as by `spatial.resample`.
     return volume, scaling([(n - 1) / (m - 1) if n > 1 and m > 1 else new / old for n, m, old, new in sizes], [0, 0, 0])
+
+
+def labels_on(labels, spacing_mm, grid, index, shape):
+    """Labels on the grid that `resample` gave: nearest neighbours, or whatever lies in a cell; uint8."""
+    if grid["kind"] == "cells":
+        return np.asarray(cells.classes(np.asarray(labels, np.uint8), cells.plan(labels.shape, spacing_mm, grid["sides_mm"]).axes))
+    return nearest(labels, index, shape)
 
 
 def nearest(labels, index, shape):

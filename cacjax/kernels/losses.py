@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float, Integer, PRNGKeyArray, Real
+from jaxtyping import Float, Integer, PRNGKeyArray, Real, Shaped
 
 
 def cross_entropy(
@@ -51,6 +51,22 @@ def soft_dice(
     axes = tuple(range(labels.ndim))
     real = jax.nn.one_hot(labels, probability.shape[-1], dtype=probability.dtype)
     shared, sizes = (probability * real).sum(axes), (probability + real).sum(axes)
+    return (2 * shared + smooth) / (sizes + smooth)
+
+
+def binary_cross_entropy(logits: Float[ArrayLike, "*batch"], real: Shaped[ArrayLike, "*batch"], *, weight: float = 1.0) -> Float[Array, ""]:
+    """Mean of the cross-entropy over all voxels, those that are `real` times `weight`."""
+    real = jnp.asarray(real, bool)
+    return -jnp.where(real, weight * jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-jnp.asarray(logits))).mean()
+
+
+def squared_dice(
+    probability: Float[ArrayLike, " volumes *voxels"], real: Shaped[ArrayLike, " volumes *voxels"], *, smooth: float = 1.0
+) -> Float[Array, " volumes"]:
+    """Dice overlap of each volume of a batch: (2 sum pg + smooth) / (sum p^2 + sum g^2 + smooth) (Milletari 2016, equation 4)."""
+    axes = tuple(range(1, probability.ndim))
+    real = jnp.asarray(real, probability.dtype)
+    shared, sizes = (probability * real).sum(axes), (jnp.square(probability) + jnp.square(real)).sum(axes)
     return (2 * shared + smooth) / (sizes + smooth)
 
 

@@ -25,6 +25,12 @@ def uniform(bound: float):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def he(key, shape, dtype=jnp.float32):
+    """Draw from U(-sqrt(6 / fan in), sqrt(6 / fan in)) (He 2015), the last axis being the outputs."""
+    bound = np.sqrt(6 / np.prod(shape[:-1]))
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 class Conv(nn.Module):
     """Convolution [b, h, w, c] -> [b, h - d(k-1), w - d(k-1), features], with `stride` every second (third, ..) of them.
 

@@ -1,6 +1,7 @@
 """`python -m cacjax.phantom`: write synthetic scans with known calcium, check their statistics, draw the README's figure."""
 
 import argparse
+import functools
 import sys
 
 PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
@@ -15,6 +16,13 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--n", type=int, default=4, help="number of patients")
     p.add_argument("--protocol", choices=PROTOCOLS, default="ccta", help="how they are scanned")
     p.add_argument("--seed", type=int, default=0, help="seed of the first patient; the next ones follow")
+    p.add_argument(
+        "--categories",
+        type=int,
+        nargs=5,
+        metavar=("A", "B", "C", "D", "E"),
+        help="in place of --n: how many patients of each category of Agatston scores (0, to 10, 100, 400, above), by true calcium mass",
+    )
     p.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="matrix, centred on the heart (default: the scanner's own)")
     p.add_argument("--spacing", type=float, nargs=3, metavar=("DZ", "DY", "DX"), help="mm, with --shape (default 1.5 .66 .66)")
     p.add_argument("--format", choices=("nifti", "dicom"), default="nifti", help="file format of the scans")
@@ -31,6 +39,8 @@ def main(arguments=None) -> int:
     options = p.parse_args(arguments)
     if not (options.out or options.check or options.figure):
         p.error("nothing to do: give --out DIR, --check or --figure FILE.png")
+    if options.categories and (min(options.categories) < 0 or not sum(options.categories)):
+        p.error(f"--categories must be five numbers of patients, got {options.categories}")
     if options.n < 1 or options.workers < 0:
         p.error(f"--n must be at least 1 and --workers at least 0, got {options.n} and {options.workers}")
     if min(options.shape or (1,)) < 1 or min(options.spacing or (1,)) <= 0:
@@ -53,12 +63,16 @@ def _draw_figure(options):
 
 
 def _write(options):
-    from cacjax.phantom import folder
+    from cacjax.phantom import folder, pool
 
+    seeds = range(options.seed, options.seed + options.n)
+    if options.categories:
+        spread = functools.partial(folder.spread, workers=options.workers)
+        seeds = pool.draw(options.categories, options.seed, options.protocol, spread=spread)
     truths = folder.write_cohort(
         options.out,
         options.protocol,
-        range(options.seed, options.seed + options.n),
+        seeds,
         shape=options.shape,
         spacing_mm=options.spacing,
         file_format=options.format,

@@ -45,7 +45,7 @@ class Protocol(NamedTuple):
 
 class Scan(NamedTuple):
     """hu, clean, calcium float32 [z, y, x]; cls uint8: class of the largest calcium contribution; structures: see `layers`;
-    lesions: (lesion number, calcium voxels above a level) see `simulate`; timing: when each slice was seen."""
+    seen, centres_mm: of lesions by number, see `simulate`; timing: when each slice was seen."""
 
     hu: np.ndarray
     clean: np.ndarray
@@ -54,6 +54,7 @@ class Scan(NamedTuple):
     heart: np.ndarray
     structures: np.ndarray
     seen: dict
+    centres_mm: dict
     timing: motion.Timing
 
 
@@ -184,14 +185,14 @@ def sample_timing(protocol: Protocol, grid: Grid, centre_mm, scan_seed: int, *, 
 def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noise_seed: int) -> Scan:
     """The scan of a patient. clean = noise-free image; calcium = its exact calcium part; clean - calcium = the healthy twin.
 
-    `seen` maps lesion number -> voxels with calcium above 2.5 noise SD.
+    `seen` maps lesion number -> voxels with calcium above 2.5 noise SD, `centres_mm` -> its centroid in the image, (x, y, z) in LPS mm.
     """
     optics = Optics(protocol.fwhm_mm / FWHM, protocol.thickness_mm, 0.18 * protocol.thickness_mm + 0.15)
     psf = (optics.sigma_mm, protocol.thickness_mm / np.sqrt(12))
     couch = protocol.kind in ("chest", "rtp")
     clean, heart, structures = render(patient.anatomy, grid, timing, protocol.blood, psf, couch)
     _add_arteries(clean, patient, protocol, grid, timing, optics)
-    calcium, cls, seen = _calcium(patient, protocol, grid, timing, optics)
+    calcium, cls, seen, centres_mm = _calcium(patient, protocol, grid, timing, optics)
     clean += calcium
     rays = beam.scan_beam(patient.anatomy, grid, timing, protocol, couch, calcium, timing.centre_mm)
     clean += rays.error_hu
@@ -200,7 +201,7 @@ def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noi
         noise.boost_edges(hu, grid)
     noise.add_noise(hu, grid, protocol, noise_seed, rays.noise)
     hu = np.clip(np.round(hu), -1024, 3071).astype(np.int16)
-    return Scan(hu, clean, calcium, cls, heart, structures, seen, timing)
+    return Scan(hu, clean, calcium, cls, heart, structures, seen, centres_mm, timing)
 
 
 def _moving(points, beat, amplitude, timing):
@@ -231,11 +232,11 @@ def calcium_samples(patient, protocol: Protocol, timing: motion.Timing) -> Sampl
 
 
 def _calcium(patient, protocol, grid, timing, optics):
-    """Sum of all lesions, the class that contributes most per voxel, and how many voxels show each lesion."""
+    """Sum of all lesions, the class that contributes most per voxel, how many voxels show each lesion, and where it is."""
     total, cls, best = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.uint8), np.zeros(grid.shape, np.float32)
-    seen, c = {}, patient.calcium
+    seen, centres_mm, c = {}, {}, patient.calcium
     if len(c["pos"]) == 0:
-        return total, cls, seen
+        return total, cls, seen, centres_mm
     samples, optics = calcium_samples(patient, protocol, timing), optics._replace(fineness=0.5)
     for wanted in np.unique(c["cls"]):
         part = np.zeros(grid.shape, np.float32)
@@ -244,7 +245,19 @@ def _calcium(patient, protocol, grid, timing, optics):
             seen[int(lesion)] = 0 if drawn is None else int((drawn[1] > 2.5 * protocol.noise_hu).sum())
             if drawn is not None:
                 part[drawn[0]] += drawn[1]
+                centres_mm[int(lesion)] = _centroid_mm(*drawn, grid)
         total += part
         stronger = part > best
         cls[stronger], best[stronger] = wanted, part[stronger]
-    return total, cls, seen
+    return total, cls, seen, centres_mm
+
+
+def _centroid_mm(window, image, grid):
+    """Centroid (x, y, z) in LPS mm of what an image adds in a window of the grid; None where it adds nothing."""
+    image = np.maximum(image, 0)  # calcium that is darker than the blood it replaces marks nothing
+    total = float(image.sum(dtype=np.float64))
+    if total == 0:
+        return None
+    sums = (image.sum(tuple({0, 1, 2} - {axis}), dtype=np.float64) for axis in range(3))
+    z, y, x = (float(grid.axis(axis)[part] @ along / total) for axis, (part, along) in enumerate(zip(window, sums)))
+    return [x, y, z]

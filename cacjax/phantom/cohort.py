@@ -40,7 +40,8 @@ def make_scan(protocol: str, seed: int, *, scan_seed: int | None = None, shape=N
     Without shape and spacing_mm: the protocol's own matrix of 512 x 512. With either: a heart-centred grid as prepared for a network,
     by default 1.5 x .66 x .66 mm. `scan_seed` changes settings, timing, position and noise, not the patient.
     truth: protocol, seed, scan_seed, kvp, threshold_hu, aorta_hu, arterial_hu, noise_hu, contrast, thickness_mm, lesions (list of
-    dicts), agatston, volume_mm3 and pseudo_mass (dicts per artery and total, as marked), true_volume_mm3, true_mass_mg, age, bmi, female.
+    dicts, with the centroid of each in the scan, in LPS mm; see `marks_of`), agatston, volume_mm3 and pseudo_mass (dicts per artery and
+    total, as marked), true_volume_mm3, true_mass_mg, age, bmi, female.
     """
     if protocol not in COHORT_OF:
         raise ValueError(f"protocol must be one of {', '.join(COHORT_OF)}, got {protocol!r}")
@@ -85,6 +86,12 @@ def _scan(patient: Patient, settings: Protocol, seed, scan_seed, shape, spacing_
     return Phantom(scan.hu, label, scan.heart, scan.structures, scan.calcium, scan.clean, affine_of(grid), truth)
 
 
+def marks_of(truth: dict) -> np.ndarray:
+    """Where a reader clicks: centroids (x, y, z) in LPS mm of the coronary lesions that can be seen, float [n, 3]."""
+    clicked = [lesion["centre_mm"] for lesion in truth["lesions"] if lesion["visible"] and lesion["cls"] <= 3]
+    return np.array(clicked, np.float64).reshape(-1, 3)
+
+
 def heart_centre(patient: Patient):
     """Middle [3] in mm of the box that holds the coronary arteries."""
     points = np.concatenate([seg["c"] for seg in patient.tree if seg["cls"] <= 3])
@@ -122,7 +129,8 @@ def affine_of(grid: Grid):
 
 def _truth(patient, settings, scan: Scan, label, grid):
     anatomy, c = patient.anatomy, patient.calcium
-    lesions = [lesion | {"visible": scan.seen.get(lesion["id"], 0) >= 3} for lesion in c["lesions"]]
+    known = lambda i: {"visible": scan.seen.get(i, 0) >= 3, "centre_mm": scan.centres_mm.get(i)}  # noqa: E731
+    lesions = [lesion | known(lesion["id"]) for lesion in c["lesions"]]
     coronary = c["cls"] <= 3
     return {
         "protocol": settings.kind,

@@ -15,10 +15,11 @@ from cacjax.files.atomic import replace
 from cacjax.files.dicom import write_dicom
 from cacjax.files.scan import write_image
 from cacjax.phantom import picture
-from cacjax.phantom.cohort import Phantom, make_scan
+from cacjax.phantom.cohort import Phantom, make_scan, marks_of
 
 FORMATS = ("nifti", "dicom")
-MANIFEST = ["scan", "mask", "heart", "split", "domain", "protocol", "threshold_hu", "aorta_hu", "noise_hu", "kvp", "seed"]
+MANIFEST = ["scan", "mask", "heart", "marks", "split", "domain", "protocol", "threshold_hu", "aorta_hu", "noise_hu", "kvp", "seed"]
+MARKS = ["scan", "x_mm", "y_mm", "z_mm"]
 LESION = ["id", "artery", "segment", "position_mm", "volume_mm3", "mass_mg", "peak_mg_cm3", "visible"]
 SCAN = ["scan", "protocol", "seed", "kvp", "noise_hu", "thickness_mm", "threshold_hu", "agatston", "true_volume_mm3", "true_mass_mg"]
 
@@ -26,8 +27,9 @@ SCAN = ["scan", "protocol", "seed", "kvp", "noise_hu", "thickness_mm", "threshol
 def write_cohort(out, protocol, seeds, *, shape=None, spacing_mm=None, file_format="nifti", split="test", workers=0):
     """Make one scan per seed and write them to the folder `out`; returns the list of truths. Progress goes to stderr.
 
-    Writes ID.nii.gz (or the DICOM folder ID), ID_label.nii.gz, ID_heart.nii.gz, ID.png, manifest.csv, truth.csv (a row per scan and
-    lesion; a scan without lesions has one row) and truth.json. workers: processes, 0 = this one.
+    Writes ID.nii.gz (or the DICOM folder ID), ID_label.nii.gz, ID_heart.nii.gz, ID.png, manifest.csv, marks.csv (a point on every
+    coronary lesion that can be seen, LPS mm), truth.csv (a row per scan and lesion; a scan without lesions has one row) and truth.json.
+    workers: processes, 0 = this one.
     """
     if file_format not in FORMATS:
         raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
@@ -36,6 +38,8 @@ def write_cohort(out, protocol, seeds, *, shape=None, spacing_mm=None, file_form
     work = functools.partial(_make_and_write, out, protocol, shape, spacing_mm, file_format)
     truths = list(tqdm.tqdm(spread(work, list(seeds), workers), f"{protocol} scans", len(seeds), unit="scan"))
     _write_manifest(out, truths, split)
+    points = [(t["name"], *(round(mm, 2) for mm in point)) for t in truths for point in marks_of(t).tolist()]
+    _write_csv(out / "marks.csv", MARKS, [dict(zip(MARKS, row)) for row in points])
     _write_truth(out, truths)
     return truths
 
@@ -79,7 +83,7 @@ def write_scan(scan: Phantom, out, name: str, file_format: str = "nifti"):
 def _write_manifest(out, truths, split):
     rows = []
     for t in truths:
-        files = {"scan": t["file"], "mask": f"{t['name']}_label.nii.gz", "heart": f"{t['name']}_heart.nii.gz"}
+        files = {"scan": t["file"], "mask": f"{t['name']}_label.nii.gz", "heart": f"{t['name']}_heart.nii.gz", "marks": "marks.csv"}
         domain = {"split": split, "domain": "target" if t["contrast"] else "source"}
         rows.append(files | domain | {k: t[k] for k in MANIFEST if k in t})
     _write_csv(out / "manifest.csv", MANIFEST, rows)

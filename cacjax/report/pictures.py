@@ -109,6 +109,28 @@ def arms(path, rows):
     replace(path, lambda aside: figure.savefig(aside, format="png"))
 
 
+def intervals(path, names, rows, series):
+    """Draw a panel per figure: its value in each row (named `names`), the interval, and the published value, a cross. Writes a PNG.
+
+    series: {name: title}; a row has NAME, NAME_low, NAME_high and published_NAME, which may be None.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4.4 * len(series) + 2, 0.42 * len(rows) + 1.2), dpi=110, layout="constrained")
+    FigureCanvasAgg(figure)
+    y = np.arange(len(rows))[::-1]
+    for axis, (name, title) in zip(np.atleast_1d(figure.subplots(1, len(series), sharey=True)), series.items()):
+        axis.hlines(y, [row[f"{name}_low"] for row in rows], [row[f"{name}_high"] for row in rows], color="#0a84ff", lw=5, alpha=0.25)
+        axis.plot([row[name] for row in rows], y, "o", color="#0a84ff", label="ours, 95 % interval over the scans")
+        published = [np.nan if row[f"published_{name}"] is None else row[f"published_{name}"] for row in rows]
+        axis.plot(published, y, "x", color="black", label="published")
+        axis.set(yticks=y, yticklabels=names, title=title)
+        axis.grid(axis="x", alpha=0.3)
+    figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    replace(path, lambda aside: figure.savefig(aside, format="png"))
+
+
 def canvas(rows, columns, title):
     """(figure, axes [rows, columns]) of a black picture."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg

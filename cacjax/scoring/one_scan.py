@@ -184,6 +184,7 @@ def detect(image, heart, limit, aorta_hu, run, weighing, clock):
     case, reading = clock.lap("prepare", jax.device_put((case, reading)))
     how = program.How(plan.how, kinds, finder.classes)
     finding, tables = clock.lap("detect_and_score", program.compute(finder, run.state, case, reading, how, long=plan.long))
+    clock.seconds |= finding.timings_s
     rows = []
     for (name, rule), totals, category in zip(weighing.rules.items(), tables.totals, tables.categories):
         each = scores.from_totals(totals, spacing_mm, rule, units[name], mass_factor=weighing.mass_factor)

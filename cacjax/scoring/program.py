@@ -85,7 +85,9 @@ def compute(detector, state, case, reading, how, *, long):
     capacity holds everything."""
     if long and jax.default_backend() == "cpu":
         finding = detector.find(state, case, how.plan)
+        timings_s, finding = finding.timings_s, finding._replace(timings_s={})
         tables = tabulate(finding, reading, how)
+        finding = finding._replace(timings_s=timings_s)
     else:
         finding, tables = detect_and_score(detector.find, state, case, reading, how)
     finding = finding if finding.hu is not None else finding._replace(hu=case.hu)

@@ -115,7 +115,9 @@ class Progress:
         self._show(last, means | {"data_wait_pct": rate["data_wait_pct"]})
 
     def _show(self, step: int, values: dict) -> None:
-        text = "  ".join(f"{name} {value:.3g}" for name, value in values.items())
+        grouped = {group: [values[name] for name in names] for group, names in _grouped(values).items()}
+        spread = lambda found: f" ({min(found):.3g} to {max(found):.3g})" if len(found) > 1 else ""  # noqa: E731
+        text = "  ".join(f"{group} {np.mean(found):.3g}{spread(found)}" for group, found in grouped.items())
         self._bar.n = step
         self._bar.set_postfix_str(text)
         if self._quiet:
@@ -128,6 +130,14 @@ class Progress:
 def _names(records) -> list[str]:
     """Every metric in (step, metrics) records, in order; those of a validation are not in all."""
     return list(dict.fromkeys(name for _, metrics in records for name in metrics))
+
+
+def _grouped(names) -> dict:
+    """{what is measured: its metrics}: those named GROUP/PART, one of each member of an ensemble, belong together."""
+    groups = collections.defaultdict(list)
+    for name in names:
+        groups[name.split("/")[0]].append(name)
+    return groups
 
 
 def _forget_after(path: pathlib.Path, step: int) -> None:
@@ -148,7 +158,7 @@ def _step_of(line: str) -> float:
 
 def draw_curves(folder: pathlib.Path) -> None:
     """Draw metrics.jsonl as curves.png: one panel per metric, every step faint and a running mean strong; of a validation, whose metrics
-    begin with "validation", every value and the best so far."""
+    begin with "validation", every value and the best so far. Metrics of several members share a panel."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,24 +168,33 @@ def draw_curves(folder: pathlib.Path) -> None:
     names = [name for name in _names([(0, r) for r in records]) if name not in ("step", "steps_per_s", "data_wait_pct")]
     if not names:
         return
-    columns = min(3, len(names))
-    rows = -(-len(names) // columns)
+    groups = _grouped(names)
+    columns = min(3, len(groups))
+    rows = -(-len(groups) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(4 * columns, 3 * rows), squeeze=False, layout="constrained")
-    for axis in axes.flat[len(names) :]:
+    for axis in axes.flat[len(groups) :]:
         axis.set_axis_off()
     steps = np.array([r["step"] for r in records])
-    for axis, name in zip(axes.flat, names):
-        known = np.array([name in r for r in records])
-        values, at = np.array([r[name] for r in records if name in r]), steps[known]
-        if name.startswith("validation"):
-            best = values.argmax()
-            axis.plot(at, values, "o-", ms=3)
-            axis.plot(at[best], values[best], "*", ms=12, color="C1", label=f"best: {values[best]:.3g} at step {at[best]}")
+    for axis, (group, members) in zip(axes.flat, groups.items()):
+        for number, name in enumerate(members):
+            known = np.array([name in r for r in records])
+            _draw(axis, steps[known], np.array([r[name] for r in records if name in r]), name, number)
+        axis.set(title=group.replace("_", " "), xlabel="step")
+        if len(members) > 1 or group.startswith("validation"):
             axis.legend(fontsize=8)
-        else:
-            width = max(1, len(values) // 50)
-            axis.plot(at, values, alpha=0.25)
-            axis.plot(at[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid"), color="C0")
-        axis.set(title=name.replace("_", " "), xlabel="step")
     replace(folder / "curves.png", lambda aside: figure.savefig(aside, dpi=100))
     plt.close(figure)
+
+
+def _draw(axis, at, values, name, number):
+    """One metric in its panel: `number` tells the members of an ensemble apart."""
+    colour, member = f"C{number}", name.partition("/")[2].replace("_", " ")
+    if name.startswith("validation"):
+        best, alone = values.argmax(), not member
+        axis.plot(at, values, "o-", ms=3, color=colour)
+        found = f"best: {values[best]:.3g} at step {at[best]}"
+        axis.plot(at[best], values[best], "*", ms=12, color="C1" if alone else colour, label=found if alone else f"{member}, {found}")
+        return
+    width = max(1, len(values) // 50)
+    axis.plot(at, values, alpha=0.25 if not member else 0.1, color=colour)
+    axis.plot(at[width - 1 :], np.convolve(values, np.ones(width) / width, mode="valid"), color=colour, label=member or None)

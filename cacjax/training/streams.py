@@ -12,7 +12,7 @@ def streams_of(streams, task) -> dict:
 
     def spec(stream):
         own = {key: value for key, value in stream.items() if key in StreamSpec._fields}
-        return StreamSpec(splits=(stream.split,), cut=task.cut(stream), **own), tuple(stream.count)
+        return StreamSpec(splits=tuple(stream.split.split(",")), cut=task.cut(stream), **own), tuple(stream.count)
 
     return {name: spec(stream) for name, stream in streams.items()}
 

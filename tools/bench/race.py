@@ -20,7 +20,8 @@ class Case(NamedTuple):
 
     program: our compiled XLA program, of which operations and bytes are read; compile_s: what compiling it took; times: how often
     the callables do the work (seconds are per work); flops: of the work where the compiler cannot count them (loops). parts: which
-    part of the work PyTorch does, whose seconds are scaled up; after: what then follows on the host, timed whole and added. rounds:
+    part of the work PyTorch does, whose seconds are scaled up; after: what then follows on the host, timed whole and added. lone: our own
+    work on one member of an ensemble after another. rounds:
     of a work of many minutes, whose callables are warm; None: those of the command line, after one to warm up.
     """
 
@@ -35,6 +36,7 @@ class Case(NamedTuple):
     flops: float | None = None
     parts: float = 1.0
     after: Callable | None = None
+    lone: Callable | None = None
     rounds: int | None = None
 
     @property
@@ -45,7 +47,7 @@ class Case(NamedTuple):
     def measure(self, rounds: int) -> dict:
         """Run every contender once to warm up where the case asks for it, then once in each round; the other columns of the row."""
         ceiling, rounds = ceiling_works(), self.rounds or rounds
-        contenders = {"ours": self.ours, "published": self.published, "tuned": self.tuned, "after": self.after, **ceiling}
+        contenders = {name: getattr(self, name) for name in ("ours", "published", "tuned", "after", "lone")} | ceiling
         contenders = {name: work for name, work in contenders.items() if work}
         for work in (ceiling if self.rounds else contenders).values():
             work()
@@ -86,6 +88,8 @@ def figures(case, taken, rounds) -> dict:
     for other in ("published", "tuned"):
         out[f"{other}_s"] = middle.get(other)
         out[f"ratio_{other}"] = middle[other] / middle["ours"] if other in middle else None
+    if "lone" in middle:
+        out |= {"lone_s": middle["lone"], "ours_over_lone": middle["ours"] / middle["lone"]}
     out |= {"compile_s": case.compile_s, "peak_mb": peak_mb, "roofline_share": least and least / middle["ours"]}
     out |= {"flops": flops, "bytes": moved, "ceiling": ceiling, "rounds": rounds, "precision": "float32", "parts": case.parts}
     out["spread"] = {name: [min(taken[name]) / per_work[name], max(taken[name]) / per_work[name]] for name in taken}

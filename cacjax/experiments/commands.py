@@ -1,0 +1,60 @@
+"""The commands that an experiment runs, each shown first, so that it can be run by hand; and the trainings of its networks."""
+
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+
+class Network(NamedTuple):
+    """A training: a file of configs/ with its words, what is set in it, and the networks that its stages need, {stage: name}.
+
+    Without a config nothing is trained: it is the network that it needs as "source". scoring: what `score` is told, beside.
+    """
+
+    config: str = ""
+    words: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
+    needs: dict[str, str] = {}  # noqa: RUF012
+    scoring: tuple[str, ...] = ()
+
+
+def train(networks, size, folder, seed) -> None:
+    """Train every network of one seed in FOLDER/networks/NAME, each after those that it needs. size: has `words` of the configs."""
+    trained, left = set(), {name: network for name, network in networks.items() if network.config}
+    while left:
+        ready = [name for name, network in left.items() if trained >= set(network.needs.values())]
+        commands = [training(left.pop(name), size, folder / "networks", name, seed) for name in ready]
+        run(f"train, seed {seed}: {', '.join(ready)}", commands, folder / "side_by_side.log")
+        trained |= set(ready)
+
+
+def training(network, size, root, name, seed) -> list[str]:
+    """The words after `python -m` that train a network."""
+    variant = ",".join((*size.words, *network.words))
+    settings = [f"seed={seed}", *network.settings, *(f"stages.{stage}.workdir={root / needed}" for stage, needed in network.needs.items())]
+    config = f"{network.config}:{variant}" if variant else network.config
+    return ["cacjax.train", "--config", config, "--workdir", str(root / name), *(f"--config.{setting}" for setting in settings)]
+
+
+def run(title, commands, log) -> None:
+    """Run `python -m ...` commands, shown first; on CPU two at a time, all but the first into `log`. Ends the program on failure."""
+    print(f"\n=== {title}", *(f"$ python -m {' '.join(command)}" for command in commands), sep="\n", flush=True)
+    began = time.perf_counter()
+    if len(commands) > 1 and os.environ.get("JAX_PLATFORMS") == "cpu":
+        log.parent.mkdir(parents=True, exist_ok=True)
+        print(f"(side by side; {log} has what all but the first of them say)", flush=True)
+        with log.open("a") as file, ThreadPoolExecutor(2) as pool:
+            codes = list(pool.map(call, commands, [None] + [file] * (len(commands) - 1)))
+    else:
+        codes = [call(command, None) for command in commands]
+    print(f"=== {title}: {time.perf_counter() - began:.0f} s", flush=True)
+    if any(codes):
+        sys.exit(f"error: {title}: a command above ended with exit code {max(codes, key=abs)}")
+
+
+def call(command, output) -> int:
+    """Exit code of `python -m command`; what it prints goes to `output`, None: the terminal."""
+    return subprocess.run([sys.executable, "-m", *command], stdout=output, stderr=output).returncode
