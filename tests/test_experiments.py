@@ -166,7 +166,7 @@ def test_no_two_arms_train_the_same(size):
     assert sorted(alike) == [["adapted", SIZES[size].adapted]] + ([] if size == "small" else [["source", "source_3"]])
 
 
-def test_the_ensemble_and_each_member_are_scored(calls, tmp_path, monkeypatch):
+def test_the_ensemble_and_each_member_are_scored(calls, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ensemble, "controls", lambda folder: {"nothing": {}, "everything": {}})
     experiment = ensemble.EXPERIMENTS["ensemble-table1"]
     ensemble.test(experiment, ensemble.SIZES["small"], tmp_path / "test", tmp_path, 100)
@@ -179,8 +179,9 @@ def test_the_ensemble_and_each_member_are_scored(calls, tmp_path, monkeypatch):
         assert member == ([f"--scoring.member={name[-1]}"] if "_" in name else [])
         assert command[command.index("--workdir") + 1] == str(tmp_path / "networks" / name.split("_")[0])
     assert [word.split("=")[0] for word in evaluated[2:5]] == ["j1", "j2", "ad"]
-    with pytest.raises(SystemExit, match="multiple of 5"):
-        ensemble.test(experiment, ensemble.SIZES["small"], tmp_path / "test", tmp_path, 7)
+    with pytest.raises(SystemExit):
+        experiments.parse(["ensemble-table1", "--out", "x", "--scans", "7"])
+    assert "must be a multiple of 5, got 7" in capsys.readouterr().err
     assert set(ensemble.of_size(experiment, ensemble.SIZES["tiny"]).networks) == {"j1"}
 
 

@@ -11,6 +11,7 @@ from cacjax.files import manifest, scan
 from cacjax.kernels import cells, grids
 from cacjax.report import pictures, tables
 
+MULTIPLE = ensemble.MULTIPLE
 BOOTSTRAPS = 2000
 SIDES_MM = (2.5, 3.0)
 MEASURES = {

@@ -60,6 +60,10 @@ def parse(argv):
     if options.size not in sizes:
         parser.error(f"{options.experiment} has the sizes {', '.join(sizes)}, got {options.size}")
     options.scans = options.scans or sizes[options.size].scans
+    if options.scans % EXPERIMENTS[options.experiment].MULTIPLE:
+        parser.error(
+            f"--scans of {options.experiment} must be a multiple of {EXPERIMENTS[options.experiment].MULTIPLE}, got {options.scans}"
+        )
     if not (options.seeds or options.others):
         parser.error("nothing to do: --seeds 0 needs --with")
     return options

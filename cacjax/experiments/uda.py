@@ -10,6 +10,7 @@ from cacjax.experiments.commands import Network
 from cacjax.report import pictures
 
 TEST_SEED = 900_000  # far from the patients of the training cohorts
+MULTIPLE = 1  # of which the number of held-out scans is one
 BOOTSTRAPS = 2000
 EPSILON = 1e-5  # as in cacjax.evaluation.metrics
 MEASURES = ("sensitivity", "fp_mm3", "f1", "sensitivity_pooled", "f1_pooled", "ap_pooled")
