@@ -227,4 +227,5 @@ def shown(row) -> dict:
 def draw(path, rows) -> None:
     """The picture of the table."""
     series = {"accuracy": "category accuracy", "c_index": "C-index (Harrell)"}
-    pictures.intervals(path, [f"{row['trained_on']}, {row['networks']}" for row in rows], rows, series)
+    names = [f"{row['trained_on']}, {row['networks']}".removeprefix("-, ") for row in rows]
+    pictures.intervals(path, names, rows, series)

@@ -124,7 +124,8 @@ def intervals(path, names, rows, series):
         axis.hlines(y, [row[f"{name}_low"] for row in rows], [row[f"{name}_high"] for row in rows], color="#0a84ff", lw=5, alpha=0.25)
         axis.plot([row[name] for row in rows], y, "o", color="#0a84ff", label="ours, 95 % interval over the scans")
         published = [np.nan if row[f"published_{name}"] is None else row[f"published_{name}"] for row in rows]
-        axis.plot(published, y, "x", color="black", label="published")
+        if not np.isnan(published).all():
+            axis.plot(published, y, "x", color="black", label="published")
         axis.set(yticks=y, yticklabels=names, title=title)
         axis.grid(axis="x", alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
