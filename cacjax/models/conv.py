@@ -54,32 +54,38 @@ class Conv(nn.Module):
         return add(form(x, kernel, self.dilation, self.stride), bias)
 
 
-def convolution(x, kernel, dilation: int = 1, stride: int = 1, *, padding: int = 0):
+def same(x, kernel):
+    """Convolution of odd size with zero padding and stride 1: [b, h, w, c] and [k, k, c, f] -> [b, h, w, f]."""
+    form = arranged if jax.default_backend() == "cpu" else convolution
+    return form(x, kernel, 1, 1, len(kernel) // 2)
+
+
+def convolution(x, kernel, dilation: int = 1, stride: int = 1, padding: int = 0):
     """XLA's convolution: [b, h, w, c] and [k, k, c, f] -> [b, h', w', f]."""
     axes = ("NHWC", "HWIO", "NHWC")
     pads = [(padding, padding)] * 2
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, rhs_dilation=(dilation, dilation), dimension_numbers=axes)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def arranged(x, kernel, dilation: int = 1, stride: int = 1):
-    """The same in the form that is fastest on CPU, with gradients to match."""
-    return _fastest(x, kernel, dilation) if stride == 1 else convolution(x, kernel, dilation, stride)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def arranged(x, kernel, dilation: int = 1, stride: int = 1, padding: int = 0):
+    """The same in the form that is fastest on CPU, with gradients to match; padding with stride 1 only."""
+    return _fastest(x, kernel, dilation, padding) if stride == 1 else convolution(x, kernel, dilation, stride)
 
 
-def _forward(x, kernel, dilation, stride):
-    return arranged(x, kernel, dilation, stride), (x, kernel)
+def _forward(x, kernel, dilation, stride, padding):
+    return arranged(x, kernel, dilation, stride, padding), (x, kernel)
 
 
-def _backward(dilation, stride, residuals, slope):
+def _backward(dilation, stride, padding, residuals, slope):
     x, kernel = residuals
     reach = dilation * (len(kernel) - 1)
+    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
+    if stride == 1:
+        return _fastest(slope, flipped, dilation, reach - padding), kernel_gradient(x, slope, dilation, padding)
     unread = [(n - reach - 1) % stride for n in x.shape[1:3]]  # rows and columns at the end
     pads = ((0, 0, 0), *((reach, reach + end, stride - 1) for end in unread), (0, 0, 0))
-    flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
     to_x = _fastest(lax.pad(slope, jnp.zeros((), slope.dtype), pads), flipped, dilation)
-    if stride == 1 and suits_winograd(x.shape, kernel.shape, dilation, least=WINOGRAD_GRADIENT):
-        return to_x, winograd.kernel_gradient(x, slope, dilation)
     # Between the pixels that it reads the stride dilates the slope, and the dilation makes strides.
     read = x[:, : x.shape[1] - unread[0], : x.shape[2] - unread[1]]
     to_kernel = convolution(read.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3), stride, dilation)
@@ -87,6 +93,15 @@ def _backward(dilation, stride, residuals, slope):
 
 
 arranged.defvjp(_forward, _backward)
+
+
+def kernel_gradient(x, slope, dilation: int = 1, padding: int = 0):
+    """Gradient [k, k, c, f] of the kernel of a convolution of stride 1, from its input and the slope of its output."""
+    size = (x.shape[1] + 2 * padding - slope.shape[1]) // dilation + 1
+    if suits_winograd(x.shape, (size, size, x.shape[-1], slope.shape[-1]), dilation, padding, least=WINOGRAD_GRADIENT):
+        return winograd.kernel_gradient(_padded(x, padding), slope, dilation)
+    to_kernel = convolution(x.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3), 1, dilation, padding)
+    return to_kernel.transpose(1, 2, 0, 3)
 
 
 @jax.custom_vjp
@@ -105,9 +120,10 @@ def sums(x):
     return jnp.einsum("n,gnc->gc", jnp.ones(x.shape[1], x.dtype), x)[:, None]
 
 
-def _fastest(x, kernel, dilation):
-    if not suits_winograd(x.shape, kernel.shape, dilation, least=WINOGRAD):
-        return convolution(x, kernel, dilation)
+def _fastest(x, kernel, dilation, padding=0):
+    if not suits_winograd(x.shape, kernel.shape, dilation, padding, least=WINOGRAD):
+        return convolution(x, kernel, dilation, 1, padding)
+    x = _padded(x, padding)
     at_once = max(1, CACHED // x[0].size)
     if len(x) <= at_once or len(x) % at_once:
         return winograd.convolve(x, kernel, dilation)
@@ -115,8 +131,12 @@ def _fastest(x, kernel, dilation):
     return parts.reshape(len(x), *parts.shape[2:])
 
 
-def suits_winograd(shape, kernel, dilation: int, *, least: int) -> bool:
+def _padded(x, padding):
+    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+
+
+def suits_winograd(shape, kernel, dilation: int, padding: int = 0, *, least: int) -> bool:
     """Whether sums of rows pay on CPU: 3x3, at least `least` channels on both sides, at most a tenth of the rows padding."""
-    rows = shape[1] - 2 * dilation
-    padded = -(-rows // (4 * dilation)) * 4 * dilation
-    return kernel[0] == 3 and min(kernel[2:]) >= least and padded <= 1.1 * rows
+    rows = shape[1] + 2 * padding - 2 * dilation
+    added = -(-rows // (4 * dilation)) * 4 * dilation
+    return kernel[0] == 3 and min(kernel[2:]) >= least and added <= 1.1 * rows

@@ -14,6 +14,8 @@ from jax import lax
 
 from cacjax.models import conv
 
+FEW = 64  # voxels of a slice up to which one product with all neighbours of each is faster than convolutions
+MANY = 6  # times as many inputs as outputs: then products give the kernel's gradient sooner
 # Weight of kernel entry k in tap a and voxel p of a pair, along one axis: out[i] = w0 x[2i-1] + w1 x[2i] + w2 x[2i+1] is a sum over the
 # pairs i-1 and i. The transposed convolution reads it the other way: out[2i] = w1 x[i], out[2i+1] = w2 x[i] + w0 x[i+1].
 DOWN, UP = np.zeros((2, 2, 3), np.float32), np.zeros((2, 2, 3), np.float32)
@@ -31,18 +33,81 @@ def convolution(x, kernel):
     return lax.conv_general_dilated(x, kernel, (1, 1, 1), "VALID", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
 
 
-def by_slices(x, kernel):
-    """`convolution` by one 2-D convolution."""
+def same(x, kernel):
+    """Zero padding, stride 1, odd size: [b, z, y, x, c] and [k, k, k, c, f] -> [b, z, y, x, f]."""
+    if jax.default_backend() == "cpu":
+        return same_by_slices(x, kernel) if x.shape[2] * x.shape[3] > FEW else _by_products(x, kernel)
+    return lax.conv_general_dilated(x, kernel, (1, 1, 1), "SAME", dimension_numbers=("NDHWC", "DHWIO", "NDHWC"))
+
+
+def by_slices(x, kernel, padding: int = 0):
+    """`convolution` by one 2-D convolution; `padding` along y and x."""
     b, depth, height, width, c = x.shape
     k, f = len(kernel), kernel.shape[-1]
     out = depth - k + 1
     if c <= f:
         wide = jnp.concatenate([x[:, tap : tap + out] for tap in range(k)], -1).reshape(b * out, height, width, k * c)
-        planes = conv.arranged(wide, kernel.transpose(1, 2, 0, 3, 4).reshape(k, k, k * c, f), 1)
+        planes = conv.arranged(wide, kernel.transpose(1, 2, 0, 3, 4).reshape(k, k, k * c, f), 1, 1, padding)
         return planes.reshape(b, out, *planes.shape[1:])
-    planes = conv.arranged(x.reshape(b * depth, height, width, c), kernel.transpose(1, 2, 3, 0, 4).reshape(k, k, c, k * f), 1)
+    flat = x.reshape(b * depth, height, width, c)
+    planes = conv.arranged(flat, kernel.transpose(1, 2, 3, 0, 4).reshape(k, k, c, k * f), 1, 1, padding)
     planes = planes.reshape(b, depth, *planes.shape[1:3], k, f)
     return sum(planes[:, tap : tap + out, ..., tap, :] for tap in range(k))
+
+
+def _by_products(x, kernel):
+    k, f = len(kernel), kernel.shape[-1]
+    return _neighbours(_padded(x, k // 2, (1, 2, 3)), k) @ kernel.transpose(2, 1, 0, 3, 4).reshape(-1, f)
+
+
+def _neighbours(x, k):
+    """Each voxel's k neighbours along every axis as channels (x, y, z, c), axis after axis: a third of the steps of all at once."""
+    for axis in (1, 2, 3):
+        n = x.shape[axis] - k + 1
+        x = jnp.concatenate([lax.slice_in_dim(x, tap, tap + n, axis=axis) for tap in range(k)], -1)
+    return x
+
+
+@jax.custom_vjp
+def same_by_slices(x, kernel):
+    """`same` by 2-D convolutions, and its gradients by others: what is fastest for one is not for the next."""
+    half = len(kernel) // 2
+    return by_slices(_padded(x, half), kernel, half)
+
+
+def _backward(residuals, slope):
+    x, kernel = residuals
+    flipped = kernel[::-1, ::-1, ::-1].transpose(0, 1, 2, 4, 3)
+    form = _gradient_by_products if x.shape[-1] >= MANY * slope.shape[-1] else _gradient_by_taps
+    return same_by_slices(slope, flipped), form(x, slope, len(kernel))
+
+
+same_by_slices.defvjp(lambda x, kernel: (same_by_slices(x, kernel), (x, kernel)), _backward)
+
+
+def _gradient_by_taps(x, slope, k):
+    """Gradient of the kernel, a 2-D one for each of its slices."""
+    half, depth = k // 2, slope.shape[1]
+    x, flat = _padded(x, half), slope.reshape(-1, *slope.shape[2:])
+    parts = (x[:, tap : tap + depth].reshape(-1, *x.shape[2:]) for tap in range(k))
+    return jnp.stack([conv.kernel_gradient(part, flat, 1, half) for part in parts])
+
+
+def _gradient_by_products(x, slope, k):
+    """The same where outputs are few: slice after slice a product of all that the kernel shifts of the slope with the input."""
+    slope = _padded(slope, k // 2, (1, 2, 3))
+    depth, f, c = x.shape[1], slope.shape[-1], x.shape[-1]
+
+    def add(total, z):
+        near = _neighbours(lax.dynamic_slice_in_dim(slope, z, k, 1), k).reshape(-1, k**3 * f)
+        return total + near.T @ lax.dynamic_index_in_dim(x, z, 1, keepdims=False).reshape(-1, c), None
+
+    total = lax.scan(add, jnp.zeros((k**3 * f, c), x.dtype), jnp.arange(depth))[0].reshape(k, k, k, f, c)
+    return total[::-1, ::-1, ::-1].transpose(2, 1, 0, 4, 3)
+
+
+def _padded(x, half, axes=(1,)):
+    return jnp.pad(x, [(half, half) if axis in axes else (0, 0) for axis in range(x.ndim)])
 
 
 def fold(x):
@@ -98,5 +163,4 @@ class Conv3D(nn.Module):
             ahead = jnp.pad(x, ((0, 0), *[(0, 1)] * 3, (0, 0)))
             small = jnp.einsum("apk,bql,crm,klmio->abcipqro", UP, UP, UP, kernel)
             return unfold(convolution(ahead, small.reshape(2, 2, 2, c, 8 * self.features))) + bias
-        half = self.size // 2
-        return convolution(jnp.pad(x, ((0, 0), *[(half, half)] * 3, (0, 0))), kernel) + bias
+        return same(x, kernel) + bias
