@@ -2,56 +2,51 @@
 
 A SCAN is a file, a DICOM folder or zip, a folder of those, or a folder with a manifest.csv, which brings hearts and
 thresholds. N scans give N answers: a scan that cannot be scored is a row with a reason, and the exit code is 1; one whose
-score is in doubt has a reason, too. OUT holds scores.csv (one row per scan, rule and artery) and, per scan, <scan>.json,
-<scan>_mask.nii.gz, <scan>_detected.nii.gz (before false positives are reduced) and <scan>.png; from a heart network also
-<scan>_heart.nii.gz and <scan>_heart.png. Long detections show their progress.
+score was changed by its tube voltage, or is in doubt, has a reason, too (README: Your own scans). OUT holds scores.csv (one
+row per scan, rule and artery) and, per scan, <scan>.json, <scan>_mask.nii.gz (what was found), <scan>_scored.nii.gz (of it
+the voxels that the first rule counts, which <scan>.json lists and <scan>.png shows), <scan>_detected.nii.gz (before false
+positives are reduced) and <scan>.png; from a heart network also <scan>_heart.nii.gz and <scan>_heart.png. Long detections
+show their progress.
 
 What the system itself does is set by --scoring.KEY=VALUE in place of its config's `scoring`, such as --scoring.fp_reduction=none;
 a KEY that it lacks is answered with those that it has.
 """
 
 import argparse
-import json
 import pathlib
 import re
 import sys
-import time
-import traceback
 import types
 
-import jax
-from tqdm import tqdm
-
-import cacjax
-from cacjax.files import scan
-from cacjax.kernels import scores
-from cacjax.report import result as files
+from cacjax.files import reading
+from cacjax.kernels import rules, scores
 from cacjax.report import tables
-from cacjax.scoring import one_scan
+from cacjax.scoring import batch, one_scan, rulebook
 from cacjax.scoring.jobs import gather
 from cacjax.scoring.threshold import AUTO
 
 
 def main(argv=None):
-    """Score what the command line names; returns the exit code, 1 when any scan was refused."""
+    """Score what the command line names; returns the exit code: 1 when any scan was refused, 2 when results could not be written."""
     options = parse(argv)
-    print(f"device: {describe_device()}", flush=True)
     out = pathlib.Path(options.out)
-    jobs = gather(options)
     try:
-        detector = None if options.regions else load_detector(options.workdir, options.scoring)
-        segmenter = load_heart(options.heart)
-    except (FileNotFoundError, ValueError) as error:
+        with batch.output(out), reading.Readers(options.readers, seconds=options.reader_seconds, megabytes=options.reader_mb) as readers:
+            print(f"device: {batch.describe_device()}", flush=True)
+            jobs = gather(options, readers)
+            records = batch.run(jobs, out, options, *_runs(options), readers)
+    except reading.ReaderError as error:
         raise SystemExit(f"error: {error}") from None
-    try:
-        records = run(jobs, out, options, detector, segmenter)
+    except batch.OutputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         raise SystemExit("interrupted; the same command with --resume continues") from None
-    rows = all_rows(records)
-    columns = [name for name in tables.COLUMNS if name != "map_hu_mm3" or any(row.get(name) is not None for row in rows)]
+    rows = batch.all_rows(records)
+    columns = [name for name in tables.SHOWN if name != "map_hu_mm3" or any(row.get(name) is not None for row in rows)]
     print(tables.table(rows, columns, digits=5 if options.regions else 2))
     refused = sum(record["status"] != "scored" for record in records)
-    print(f"{len(records)} scans: {len(records) - refused} scored, {refused} refused; {out / 'scores.csv'}")
+    print(f"{len(records)} scans: {len(records) - refused} scored, {refused} refused; {out / batch.TABLE}")
     return int(refused > 0 or not records)
 
 
@@ -62,7 +57,11 @@ def parse(argv):
     add = parser.add_argument
     add("scan", nargs="+", metavar="SCAN", help="file, DICOM folder or zip, folder of those, or folder with manifest.csv")
     add("--workdir", help="training folder: the newest checkpoint in it detects (not needed with --regions)")
-    add("--out", required=True, help="folder for the results; files of the same scan are overwritten")
+    add(
+        "--out",
+        required=True,
+        help="folder for the results; files of the same scan are overwritten; exit code 2 where it cannot be written",
+    )
     add("--regions", help="score these candidate regions instead of detecting: each label one row")
     add("--series", help="which CT series, where a folder holds several: UID, end of the UID, or part of the description")
     add("--heart", help="limit detection to this heart mask, or to what the heart network of this training folder finds (for all scans)")
@@ -73,11 +72,15 @@ def parse(argv):
     )
     add("--aorta-roi", help="file with mean and SD of the aorta as 7th and 8th number (Zhai 2022), or a folder of them, <scan>.txt")
     add("--aorta-hu", type=float, help="mean HU of the ascending aorta, which some systems need (default: the manifest's)")
-    add("--rule", type=_rules, metavar="NAME[,NAME]", help="scoring rules (see cacjax/kernels/rules.py; default: the system's)")
+    own = "or FILE.toml:NAME, a table of your own (see cacjax/scoring/rulebook.py); all read one mask, the first is shown"
+    add("--rule", type=_rules, metavar="RULE[,RULE]", help=f"scoring rules: {', '.join(rules.RULES)}; {own} (default: the system's)")
     add("--scheme", choices=tuple(scores.SCHEMES), help="risk categories (default: the system's)")
     add("--mass-factor", type=float, help="calcium calibration in mg per cm³ and HU; without it no mass is given")
     add("--scores-only", action="store_true", help="write scores and records, no masks and no pictures: sooner, but not to be evaluated")
     add("--save-probability", action="store_true", help="also write the probability of coronary calcium of every voxel classified")
+    add("--readers", type=_positive, default=1, help="processes that read scans ahead, while others are scored (default: 1)")
+    add("--reader-seconds", type=_positive, default=reading.SECONDS, help="limit for reading one scan (default: %(default)s)")
+    add("--reader-mb", type=_positive, help="limit of memory for reading one scan, MB (default: 40 times its files, 700 at least)")
     add("--resume", action="store_true", help="keep scans that an earlier run finished with the same settings")
     words, scoring = split_scoring(sys.argv[1:] if argv is None else argv)
     options = parser.parse_args(words)
@@ -98,21 +101,30 @@ def split_scoring(words):
     return [word for word in words if word not in found], {match[1]: match[2] for match in found.values()}
 
 
+def _positive(text):
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of 1 or more, got {text}")
+    return int(text)
+
+
 def _threshold(text):
     return text if text == AUTO else float(text)
 
 
 def _rules(text):
     try:
-        return one_scan.names_of(text)
+        return rulebook.find(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
-def describe_device():
-    """The device that computes, in words, e.g. `cpu (8 x TFRT_CPU)`."""
-    devices = jax.devices()
-    return f"{devices[0].platform} ({len(devices)} x {devices[0].device_kind})"
+def _runs(options):
+    """(run that detects or None, run that finds the heart or what else is given as one). SystemExit where one cannot be used."""
+    try:
+        detector = None if options.regions else load_detector(options.workdir, options.scoring)
+        return detector, load_heart(options.heart)
+    except (FileNotFoundError, ValueError) as error:
+        raise SystemExit(f"error: {error}") from None
 
 
 def load_detector(workdir, scoring=None):
@@ -144,125 +156,6 @@ def score(path_or_scan, *, workdir=None, scoring=None, detector=None, heart=None
     if workdir is not None and detector is None:
         detector = load_detector(workdir, scoring)
     return one_scan.score(path_or_scan, detector=detector, heart=load_heart(heart), **options)
-
-
-def run(jobs, out, options, detector, segmenter=None):
-    """Score all jobs one after another; returns their records. Nothing that one scan does stops the next.
-
-    scores.csv grows by the rows of a scan at a time, and is written whole at the end.
-    """
-    records, began = [], time.perf_counter()
-    tables.write_csv(out / "scores.csv", [], tables.COLUMNS)
-    try:
-        with tqdm(jobs, unit="scan", disable=None) as progress:
-            for job in progress:
-                start = time.perf_counter()
-                chosen = settings(job, options, detector)
-                record = _kept(job, out, chosen) if options.resume else None
-                records.append(record or score_one(job, out, options, chosen, detector, segmenter))
-                tables.append_csv(out / "scores.csv", records[-1]["rows"], tables.COLUMNS)
-                left = (time.perf_counter() - began) / len(records) * (len(jobs) - len(records))
-                line = _line(records[-1], time.perf_counter() - start)
-                progress.write(f"[{len(records)}/{len(jobs)}, ETA {left:.0f} s] {line}", file=sys.stderr)
-    finally:
-        tables.write_csv(out / "scores.csv", all_rows(records), tables.COLUMNS)
-    return records
-
-
-def all_rows(records):
-    """The rows of all records, in order."""
-    return [row for record in records for row in record["rows"]]
-
-
-def score_one(job, out, options, chosen, detector, segmenter=None):
-    """Score one job and write its files; the record is written last, so a complete record means complete files. chosen: `settings`."""
-    for suffix in files.OUTPUTS:
-        (out / f"{job.name}{suffix}").unlink(missing_ok=True)
-    record = {"scan": job.name, "path": str(job.source.path), "settings": chosen, "versions": versions()}
-    try:
-        record |= _score_and_write(job, out, options, detector, segmenter)
-    except scan.ScanError as error:
-        record |= refusal(job, error.code, str(error))
-    except Exception as error:
-        record |= refusal(job, "internal_error", f"{type(error).__name__}: {error}")
-        record["traceback"] = traceback.format_exc()
-    tables.write_json(out / f"{job.name}.json", record)
-    return record
-
-
-def _score_and_write(job, out, options, detector, segmenter):
-    if job.source.error is not None:
-        raise job.source.error
-    of_scan = {"threshold_hu": job.threshold_hu, "aorta_roi": job.aorta_roi, "aorta_hu": job.aorta_hu}
-    of_scores = {"rule": options.rule, "scheme": options.scheme, "mass_factor": options.mass_factor}
-    heart = segmenter if isinstance(segmenter, tuple) else job.heart
-    result = one_scan.score(job.source, detector=detector, heart=heart, regions=options.regions, **of_scan, **of_scores)
-    start = time.perf_counter()
-    masks = {} if options.scores_only else files.write(result, out, job.name, save_probability=options.save_probability)
-    timings = result.record["timings_s"] | {"write": time.perf_counter() - start}
-    reason = " ".join(result.record["flags"])
-    rows = [{"scan": job.name, "status": "scored", "reason": reason, **row} for row in result.rows]
-    threshold = result.record["threshold"] | ({"from": job.threshold_from} if job.threshold_from else {})
-    more = {"threshold": threshold, "masks": masks, "timings_s": timings, "rows": rows}
-    return {"status": "scored", "reason": reason, **result.record, **more}
-
-
-def refusal(job, code, message):
-    """What the record of a refused scan says: status, reason code, message, and one row."""
-    row = {"scan": job.name, "status": "refused", "reason": code}
-    return {"status": "refused", "reason": code, "message": message, "rows": [row]}
-
-
-def settings(job, options, detector):
-    """All that decides a result, as plain values: --resume keeps a record only while these are equal."""
-    of_options = ("regions", "rule", "scheme", "mass_factor", "save_probability", "scores_only", "workdir")
-    of_job = ("heart", "aorta_roi", "threshold_hu", "threshold_from", "aorta_hu")
-    chosen = {key: getattr(options, key) for key in of_options} | {key: getattr(job, key) for key in of_job}
-    chosen |= {"scoring": detector and detector.config.scoring.to_dict(), "checkpoint": _newest(options.workdir)}
-    chosen |= {"heart_checkpoint": _newest(options.heart), "modified": _modified(job.source.path)}
-    return tables.plain(chosen)
-
-
-def _newest(workdir):
-    """Which checkpoint of a training folder is the newest: its step and when it was written, or None."""
-    saved = pathlib.Path(workdir, "checkpoints").glob("*") if workdir else ()
-    steps = [(int(path.name), _modified(path)) for path in saved if path.name.isdigit()]
-    return max(steps, default=None)
-
-
-def _modified(path):
-    path = pathlib.Path(path)
-    return path.stat().st_mtime if path.exists() else None
-
-
-def versions():
-    """Versions of the program and of what computes, and the device."""
-    import numpy
-
-    found = {"cacjax": cacjax.__version__, "jax": jax.__version__, "numpy": numpy.__version__}
-    return found | {"python": sys.version.split()[0], "device": describe_device()}
-
-
-def _kept(job, out, chosen):
-    """The record of an earlier run if it was finished with the same settings, else None."""
-    try:
-        record = json.loads((out / f"{job.name}.json").read_text())
-    except (OSError, ValueError):
-        return None
-    same = record.get("settings") == chosen and record.get("path") == str(job.source.path)
-    return record | {"kept": True} if same and record.get("status") == "scored" else None
-
-
-def _line(record, seconds):
-    """The log line of one scan."""
-    if record.get("kept"):
-        return f"{record['scan']}: kept from an earlier run"
-    if record["status"] != "scored":
-        return f"{record['scan']}: refused ({record['reason']}): {record['message']}"
-    total = next((row for row in record["rows"] if row["artery"] == "CAC"), None)
-    notes = "".join(f" ({note})" for note in record.get("notes", ()))
-    text = f"Agatston {total['agatston']:.1f} ({total['category']})" if total else f"{len(record['rows'])} regions"
-    return f"{record['scan']}: {text}, {seconds:.1f} s{notes}"
 
 
 class _Callable(types.ModuleType):

@@ -6,9 +6,11 @@
 Ctrl-C). WORKDIR gets config.json, metrics.jsonl, TensorBoard events, learning curves (curves.png) and checkpoints/.
 """
 
+import difflib
 import itertools
 import math
 import pathlib
+import runpy
 import sys
 
 import jax
@@ -209,13 +211,30 @@ def cli() -> None:
 
 
 def _parse(arguments):
-    """Parse flags; a key that the config does not have ends the program with the name that was probably meant."""
+    """Parse flags; a mistake ends the program with one line that names what there is instead."""
     try:
-        return app.parse_flags_with_usage(arguments)
-    except AttributeError as error:
-        given = [word for word in arguments if word.startswith("--config.")]
-        meant = str(error).strip("'\"").split("\\n")[-1].split("\n")[-1]
-        sys.exit(f"error: no such key in the config, in {' '.join(given)}: {meant}")
+        return flags.FLAGS(arguments)
+    except (AttributeError, KeyError) as error:
+        sys.exit(f"error: {_no_such_key(arguments) or error}")
+    except flags.Error as error:  # of a config that raises, such as for an unknown variant, its traceback
+        last = str(error).strip().splitlines()[-1].strip()
+        sys.exit(f"error: {last.removeprefix('ValueError: ')}")
+
+
+def _no_such_key(arguments):
+    """What to say of the first --config.KEY=VALUE whose KEY the config does not have."""
+    path, *variant = next(word for word in arguments if word.startswith("--config=")).removeprefix("--config=").split(":")
+    config = runpy.run_path(path)["get_config"](*variant)
+    for word in arguments:
+        keys = word.removeprefix("--config.").partition("=")[0].split(".") if word.startswith("--config.") else ()
+        node = config
+        for key in keys:
+            if not isinstance(node, ConfigDict) or key not in node:
+                there = [str(name) for name in node] if isinstance(node, ConfigDict) else []
+                near = "".join(f'did you mean "{name}"? ' for name in difflib.get_close_matches(key, there, 1, 0.75))
+                return f"no such key in the config, {key!r} of {word}: {near}there are {', '.join(sorted(there)) or 'none below it'}"
+            node = node[key]
+    return None
 
 
 if __name__ == "__main__":

@@ -241,6 +241,7 @@ def test_heart_network_limits_detection_from_the_command_line(tmp_path, monkeypa
     """A lesion in the heart is scored, one far off is not; the heart is written and serves as a mask; resuming minds the network."""
     spacing_mm = (3.0, 1.0, 1.5)
     hu = np.zeros((30, 60, 60), np.int16)
+    hu[:, :, 57:] = -1000  # air
     hu[9:21, 12:48, 12:48] = 100
     hu[15, 30:33, 30:32] = 900
     hu[15, 54:58, 2:6] = 900

@@ -4,9 +4,6 @@ A file is DICOM by its content, not its name. What is not DICOM is passed over, 
 slice that was lost on the way, and it is kept with its error.
 """
 
-import contextlib
-import functools
-import math
 import os
 import pathlib
 import re
@@ -22,10 +19,11 @@ import pydicom
 import SimpleITK as sitk
 from pydicom import uid
 
+from cacjax.files import archive, pixel_data
 from cacjax.files.geometry import ScanError, check_affine, refuse, spacing_mm
+from cacjax.files.pixel_data import NATIVE, sop_class, transfer_syntax
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
-CT_IMAGES = (uid.CTImageStorage, uid.EnhancedCTImageStorage, uid.LegacyConvertedEnhancedCTImageStorage)
 NEEDED = (
     "Rows",
     "Columns",
@@ -46,92 +44,85 @@ TAGS = (
     "NumberOfFrames",
     "SamplesPerPixel",
     "BitsAllocated",
+    "BitsStored",
+    "HighBit",
+    "PixelRepresentation",
+    "PhotometricInterpretation",
+    "LossyImageCompression",
     "RescaleType",
     "KVP",
     "SliceThickness",
     "ConvolutionKernel",
     "ContrastBolusAgent",
     "Manufacturer",
+    "PatientID",
+    "StudyInstanceUID",
 )
-NATIVE = (uid.ImplicitVRLittleEndian, uid.ExplicitVRLittleEndian, uid.ExplicitVRBigEndian, uid.DeflatedExplicitVRLittleEndian)
-PIXEL_DATA = (0x7FE0, 0x0010)
 OWN_NAME = r"IM\d{4,}\.dcm"
 INTERCEPT_HU = -1024
 
 
 class Slice(NamedTuple):
-    """One file. name: in its folder or zip. header: the TAGS it has, None where none can be trusted. error: why it is lost."""
+    """One file. name: in its folder or zip. header: the TAGS it has, None where none can be trusted. error: why it is lost. fault: what
+    in it contradicts itself, which matters where it belongs to the scan."""
 
     name: str
     header: Any
     error: ScanError | None = None
+    fault: ScanError | None = None
 
 
 def headers(path):
     """Slices of a folder (not of those inside it) or of a zip (all of it): DICOM, and files that claim to be.
 
-    Raises ScanError `unreadable` for a zip that cannot be opened.
+    Raises ScanError as `archive.entries` does: `unreadable` for what cannot be opened, `corrupt`, `too_large`.
     """
-    with _listed(path) as entries:
-        found = [_header(path, name, *entry) for name, entry in entries]
+    with archive.entries(path) as files:
+        found = [_header(path, file) for file in files]
     return [item for item in found if item is not None]
-
-
-@contextlib.contextmanager
-def _listed(path):
-    """Pairs (name, (function that opens it, size in bytes)), by name, without hidden files (macOS adds `._name`)."""
-    if os.path.isdir(path):
-        files = sorted(entry.name for entry in os.scandir(path) if entry.is_file() and not entry.name.startswith("."))
-        places = [os.path.join(path, name) for name in files]
-        yield [(n, (functools.partial(open, p, "rb"), os.path.getsize(p))) for n, p in zip(files, places)]
-        return
-    try:
-        archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise refuse("unreadable", path, str(error), "a whole zip archive", "Copy or download it again.") from None
-    with archive:
-        infos = sorted((info for info in archive.infolist() if not info.is_dir()), key=lambda info: info.filename)
-        seen = [i for i in infos if not any(part.startswith((".", "__MACOSX")) for part in i.filename.split("/"))]
-        yield [(i.filename, (functools.partial(archive.open, i), i.file_size)) for i in seen]
 
 
 def header(path):
     """The Slice of one file, or None where it neither is DICOM nor is named like it."""
     path = pathlib.Path(path)
-    return _header(path.parent, path.name, functools.partial(open, path, "rb"), path.stat().st_size)
+    return _header(path.parent, archive.entry(path.parent, path.name))
 
 
-def _header(path, name, opened, size):
-    where = os.path.join(path, name)
+def _header(path, file):
+    name, where = file.name, os.path.join(path, file.name)
+    if file.error is not None:
+        return Slice(name, None, file.error)
     try:
-        with opened() as stream, warnings.catch_warnings():
+        with file.open() as stream, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            start = stream.read(140)
+            start = stream.read(pixel_data.HEAD_BYTES)
             if not _is_dicom(start):
                 return Slice(name, None, _stranger(where, start)) if name.lower().endswith(SUFFIXES) else None
+            pixel_data.check_deflated(stream, start, where)
             stream.seek(0)
             data = pydicom.dcmread(stream, stop_before_pixels=True, force=True, specific_tags=list(TAGS))
             if sop_class(data) == uid.MediaStorageDirectoryStorage:
                 return None
-            whole, cut = _cut(stream, data, size)
+            found = pixel_data.inspect(stream, start, data, file.size, where)
             list(data)  # parses the values here, where a bad one has a file name and a long one must not warn
+    except ScanError as error:
+        return Slice(name, None, error)
     except Exception as error:  # pydicom and zipfile raise many kinds on damaged bytes
         short = isinstance(error, EOFError | struct.error | zipfile.BadZipFile)
         code, found = "truncated" if short else "unreadable", f"{type(error).__name__}: {error}"
         return Slice(name, None, refuse(code, where, found, "a DICOM header", "Export or copy the series again."))
-    error = cut and refuse("truncated", where, cut, "pixels to the end", "Export or copy the series again.")
-    return Slice(name, data if whole else None, error or None)
+    return Slice(name, data if found.whole else None, found.cut, found.fault or None)
 
 
 def _is_dicom(start):
     """The prefix of DICOM part 10, or, as older exports have it, a data set that starts at once with group 0008."""
-    bare = start[:2] == b"\x08\x00" and start[3:4] == b"\x00" and len(start) == 140
+    bare = start[:2] == b"\x08\x00" and start[3:4] == b"\x00" and len(start) >= 140
     return start[128:132] == b"DICM" or (bare and (start[4:6].isalpha() or start[6:8] == b"\0\0"))
 
 
 def _stranger(where, start):
     """ScanError for a file named .dcm that is not DICOM."""
-    if not start.strip(b"\0"):
+    if not start[:128].strip(b"\0") and b"DICM".startswith(start[128:].rstrip(b"\0")):
         return refuse("truncated", where, f"it is empty after {len(start)} bytes", "a DICOM image", "Copy it again.")
     advice = "Remove it if it belongs to no scan, or export the series again."
     if start.startswith(b"version https://git-lfs"):
@@ -140,57 +131,10 @@ def _stranger(where, start):
     return refuse("not_dicom", where, found, "a DICOM file, as its name says", advice)
 
 
-def _cut(stream, data, size):
-    """(whether the header is whole, what is missing): a file whose reading stopped before the pixels, "" if all is there.
-
-    A header without pixels after it is whole in a report, and cut in an image; a cut one may tell a wrong series.
-    """
-    syntax = transfer_syntax(data)
-    if syntax == uid.DeflatedExplicitVRLittleEndian:
-        return True, ""
-    order = ">" if syntax == uid.ExplicitVRBigEndian else "<"
-    head = stream.read(8)
-    if len(head) < 8 or struct.unpack_from(order + "HH", head) != PIXEL_DATA:
-        image = "Rows" in data or sop_class(data) in CT_IMAGES or "SeriesInstanceUID" not in data
-        return not image, "the file ends before its pixels" if image else ""
-    explicit = head[4:6] in (b"OB", b"OW")  # no implicit length looks so, since "O" is odd and lengths are even
-    length = stream.read(4).ljust(4, b"\0") if explicit else head[4:]
-    (length,) = struct.unpack(order + "I", length)
-    if length == 0xFFFFFFFF:
-        return True, "" if _fragments_end(stream, size) else "the compressed pixels have no end"
-    counts = (int(data.get(tag, 1) or 1) for tag in ("Rows", "Columns", "SamplesPerPixel", "NumberOfFrames"))
-    wanted = max(length, math.prod(counts) * int(data.get("BitsAllocated", 16)) // 8)
-    here = min(size - stream.tell(), length)
-    return True, "" if here >= wanted else f"{here} of {wanted} bytes of pixels are there"
-
-
-def _fragments_end(stream, size):
-    """Whether the fragments of compressed pixels are all there, closed by their delimiter."""
-    while True:
-        head = stream.read(8)
-        if len(head) < 8:
-            return False
-        group, element, length = struct.unpack("<HHI", head)
-        if (group, element) == (0xFFFE, 0xE0DD):
-            return True
-        if (group, element) != (0xFFFE, 0xE000) or stream.tell() + length > size:
-            return False
-        stream.seek(length, os.SEEK_CUR)
-
-
-def sop_class(data):
-    """SOPClassUID of a header, "" where absent."""
-    return data.get("SOPClassUID") or getattr(data, "file_meta", {}).get("MediaStorageSOPClassUID", "")
-
-
-def transfer_syntax(data):
-    """TransferSyntaxUID of a header; implicit little endian, the default, where absent."""
-    return getattr(data, "file_meta", {}).get("TransferSyntaxUID", uid.ImplicitVRLittleEndian)
-
-
 def pixels(slices, path):
     """Voxels of slices in the folder or zip `path`: float32 [z, y, x] HU, each with its own slope and intercept.
 
+    GDCM gets a file of the pixels and the checked values that they need, for one damaged length elsewhere can take it all memory.
     Raises ScanError for what GDCM cannot decode.
     """
     first = slices[0].header
@@ -198,9 +142,11 @@ def pixels(slices, path):
     reader = sitk.ImageFileReader()
     reader.SetImageIO("GDCMImageIO")
     reader.SetOutputPixelType(sitk.sitkFloat32)
-    with _on_disk(slices, path) as files:
-        for i, (item, file) in enumerate(zip(slices, files)):
-            reader.SetFileName(str(file))
+    with archive.opener(path) as opened, tempfile.TemporaryDirectory() as folder:
+        copied = os.path.join(folder, "slice.dcm")
+        reader.SetFileName(copied)
+        for i, item in enumerate(slices):
+            _copy(opened, item, path, copied)
             try:
                 image = reader.Execute()  # a name, for the view does not keep its image alive
                 hu[i] = sitk.GetArrayViewFromImage(image)[0]
@@ -209,31 +155,41 @@ def pixels(slices, path):
     return hu
 
 
+def _copy(opened, item, path, copied):
+    """Write the pixels of a slice, and what must be known to decode them, to the file `copied`."""
+    try:
+        with opened(item.name) as stream, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            stored = pydicom.dcmread(stream, force=True, specific_tags=["PixelData"]).PixelData
+            while stream.read(1 << 20):  # a zip compares its checksum at the end
+                pass
+    except Exception as error:  # pydicom and zipfile raise many kinds on damaged bytes
+        code, where = "corrupt" if "CRC" in str(error) else "truncated", os.path.join(path, item.name)
+        raise refuse(code, where, f"{type(error).__name__}: {error}", "a whole file", "Copy the scan again.") from None
+    syntax = transfer_syntax(item.header)
+    native, big = syntax in NATIVE, syntax == uid.ExplicitVRBigEndian
+    data = pydicom.Dataset()
+    data.file_meta = pydicom.dataset.FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = syntax if big or not native else uid.ExplicitVRLittleEndian
+    data.SOPClassUID = data.file_meta.MediaStorageSOPClassUID = uid.CTImageStorage
+    data.SOPInstanceUID = data.file_meta.MediaStorageSOPInstanceUID = "1.2.3"
+    data.Modality, data.PhotometricInterpretation, data.SamplesPerPixel = "CT", "MONOCHROME2", 1
+    for tag in ("Rows", "Columns", "BitsAllocated", "BitsStored", "PixelRepresentation", "RescaleSlope", "RescaleIntercept"):
+        setattr(data, tag, item.header[tag].value)
+    data.HighBit = data.BitsStored - 1
+    data.add_new("PixelData", "OW" if native else "OB", stored)
+    data["PixelData"].is_undefined_length = not native
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of a decimal that is too long, and is written as it is
+        data.save_as(copied, implicit_vr=False, little_endian=not big)
+
+
 def _undecoded(item, path, error):
     syntax = transfer_syntax(item.header)
     found = f"{syntax.name}: {str(error).strip().splitlines()[-1]}"
     code = "unreadable" if syntax in NATIVE else "unsupported_transfer_syntax"
     advice = "Decompress the series (for instance with `gdcmconv --raw` or dcmdjpeg)."
     return refuse(code, os.path.join(path, item.name), found, "pixels that GDCM decodes", advice)
-
-
-@contextlib.contextmanager
-def _on_disk(slices, path):
-    """Files of the slices in their order; those of a zip are unpacked one at a time into a folder that is then removed."""
-    if os.path.isdir(path):
-        yield [os.path.join(path, item.name) for item in slices]
-        return
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(path) as archive:
-        yield (_unpacked(archive, item, pathlib.Path(folder) / "slice.dcm", path) for item in slices)
-
-
-def _unpacked(archive, item, file, path):
-    try:
-        file.write_bytes(archive.read(item.name))
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError) as error:
-        where = os.path.join(path, item.name)
-        raise refuse("truncated", where, str(error), "a whole zip member", "Copy the zip again.") from None
-    return file
 
 
 def write_dicom(hu, affine, folder, *, description, seed, kvp=120.0, contrast=False):

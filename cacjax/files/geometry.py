@@ -17,11 +17,16 @@ REASONS = {
     "unknown_format": "the file is neither DICOM, a zip of DICOM, NIfTI, MHA/MHD nor NRRD",
     "not_dicom": "a file named .dcm, or a zip without DICOM inside, is not DICOM",
     "truncated": "the file ends before its voxels do",
+    "corrupt": "the content contradicts itself: a checksum, an encoding, the byte order, a zip with one name twice",
+    "too_large": "more voxels, or more bytes to unpack, than any scan has",
     "bad_header": "a header value that the geometry or the Hounsfield units need is absent or impossible",
+    "bad_geometry": "what a header says of the grid contradicts itself or is no grid of a CT in mm",
+    "rescale": "the slope or intercept that makes Hounsfield units of stored values is impossible",
     "unsupported_transfer_syntax": "the compression of the DICOM pixels cannot be decoded",
     "multiframe": "enhanced multi-frame DICOM is not read",
     "not_ct": "the modality is not CT, or the images are screenshots, or all are localizers",
     "not_hu": "the values are not Hounsfield units: not finite, constant, or another quantity",
+    "not_hounsfield": "air and soft tissue are not where Hounsfield units have them",
     "not_volume": "one slice, a two-dimensional image, a time series or a colour image",
     "several_series": "several CT series and none chosen",
     "series_not_found": "no CT series matches the chosen one",
@@ -33,7 +38,12 @@ REASONS = {
     "gantry_tilt": "the slices are stacked along a line that is not their normal",
     "shear": "the axes of the grid are not at right angles, or a slice lies beside its stack",
     "grid_mismatch": "a mask does not lie on the grid of its scan",
+    "reader_crashed": "the process that read the scan ended: the file is damaged in a way that the image library does not survive",
+    "reader_timeout": "reading took longer than the time limit",
+    "reader_memory": "reading needed more memory than the limit",
 }
+
+FLAGS = {"lossy_compression": "the pixels were compressed with loss, which moves single voxels by tens of HU"}
 
 # Two slices nearer than this are one position: positions are written to at least 0.01 mm, and no CT reconstructs nearer.
 DUPLICATE_MM = 0.01
@@ -51,8 +61,9 @@ LATERAL_MM = 0.1
 COSINE = 2e-3
 # Grids are one if no corner differs by more than a tenth of a voxel: float32 NIfTI headers keep far better.
 GRID_VOXELS = 0.1
-# CT holds air and tissue, 1000 HU apart. Images scaled to 0..1 and label maps span less than this.
-LEAST_SPAN_HU = 10.0
+# Voxels of CT, from micro-CT to the thickest slices, and how far a scanner's origin can be.
+SPACING_MM = (0.01, 100.0)
+FARTHEST_MM = 1e5
 
 
 class ScanError(ValueError):
@@ -67,7 +78,7 @@ class ScanError(ValueError):
 
 
 class Acquisition(NamedTuple):
-    """What the headers say of how a scan was made; "" or None where they say nothing."""
+    """What the headers say of how a scan was made; "" or None where they say nothing. flags: keys of FLAGS, doubts about its values."""
 
     modality: str = ""
     series_uid: str = ""
@@ -77,6 +88,9 @@ class Acquisition(NamedTuple):
     contrast: bool | None = None
     description: str = ""
     manufacturer: str = ""
+    patient_id: str = ""
+    study_uid: str = ""
+    flags: tuple[str, ...] = ()
 
 
 class Scan(NamedTuple):
@@ -89,8 +103,8 @@ class Scan(NamedTuple):
 
 
 def refuse(code, path, found, expected, advice):
-    """ScanError that names the file, what was found, what was expected and what to do."""
-    return ScanError(code, f"{path}: {found}; expected {expected}. {advice}")
+    """ScanError that names the file, what was found, what was expected and what to do; can be printed whatever the file's name."""
+    return ScanError(code, f"{path}: {found}; expected {expected}. {advice}".encode("utf-8", "backslashreplace").decode())
 
 
 def spacing_mm(affine):
@@ -102,7 +116,8 @@ def spacing_mm(affine):
 
 
 def check_affine(affine, path):
-    """Raises ScanError: `bad_header` for spacings that are no lengths, `shear` for axes that are not at right angles."""
+    """Raises ScanError: `bad_header` for spacings that are no lengths, `bad_geometry` for lengths and places that no CT has, `shear` for
+    axes that are not at right angles."""
     try:
         axes = affine[:3, :3] / spacing_mm(affine)
     except ValueError as error:
@@ -113,19 +128,11 @@ def check_affine(affine, path):
         found = f"the grid's axes meet at {np.degrees(np.arccos(min(worst, 1))):.2f} degrees"
         advice = "Resample it to an orthogonal grid, or score the original slices."
         raise refuse("shear", path, found, "right angles (a sheared grid moves lesions)", advice)
-
-
-def check_hu(hu, path):
-    """Raises ScanError `not_hu` for values that no CT has: not finite, or spanning under 10 HU. hu: [z, y, x]."""
-    low, high = float(hu.min()), float(hu.max())
-    if not np.isfinite([low, high]).all():
-        count = int(hu.size - np.isfinite(hu).sum())
-        advice = "Fill them with -1000 HU (air) if they lie outside the field of view."
-        raise refuse("not_hu", path, f"{count} voxels are NaN or infinite", "finite Hounsfield units", advice)
-    if high - low < LEAST_SPAN_HU:
-        expected = f"Hounsfield units that span at least {LEAST_SPAN_HU:g}"
-        advice = "Give the CT itself, not a mask or an image scaled to 0..1."
-        raise refuse("not_hu", path, f"all values lie within {low:g} and {high:g}", expected, advice)
+    steps, origin = spacing_mm(affine), affine[:3, 3]
+    if min(steps) < SPACING_MM[0] or max(steps) > SPACING_MM[1] or not np.abs(origin).max() <= FARTHEST_MM:
+        found = f"voxels of {rounded(steps)} mm from {rounded(origin)} mm"
+        expected = f"{SPACING_MM[0]:g} to {SPACING_MM[1]:g} mm, within {FARTHEST_MM:g} mm"
+        raise refuse("bad_geometry", path, found, expected, "Write the file again in mm, from the original series.")
 
 
 def stack(positions, orientation, pixel_mm, names, path):
@@ -156,7 +163,7 @@ def _frame(orientation, path):
     lengths = np.linalg.norm(orientation, axis=1)
     cosine = float(orientation[0] @ orientation[1])
     if not np.isfinite(orientation).all() or np.abs(lengths - 1).max() > 1e-2 or abs(cosine) > COSINE:
-        found = f"ImageOrientationPatient {_plain(orientation.ravel())} has lengths {_plain(lengths)}, cosine {cosine:.4f}"
+        found = f"ImageOrientationPatient {rounded(orientation.ravel())} has lengths {rounded(lengths)}, cosine {cosine:.4f}"
         advice = "Export the original slices from the scanner or PACS again."
         raise refuse("shear", path, found, "two unit vectors at right angles", advice)
     along_x = orientation[0] / lengths[0]
@@ -214,8 +221,9 @@ def _check_increments(heights, names, path):
         raise refuse("uneven_increment", path, found, f"{increment:.3f} mm within {limit:.3f} mm", advice)
 
 
-def _plain(values):
-    return tuple(round(float(value), 4) for value in values)
+def rounded(values):
+    """Numbers as messages show them: six digits."""
+    return tuple(float(f"{float(value):.6g}") for value in values)
 
 
 def same_grid(shape, affine, other_shape, other_affine):

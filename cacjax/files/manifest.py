@@ -5,9 +5,13 @@ other columns are kept.
 """
 
 import csv
+import io
 import math
+import os
 import pathlib
 from typing import NamedTuple
+
+from cacjax.files.atomic import replace
 
 NAME = "manifest.csv"
 SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha", ".mhd", ".dcm", ".zip")
@@ -33,9 +37,9 @@ class ManifestError(ValueError):
 def locate(path):
     """The manifest that `path` is or holds, or None."""
     path = pathlib.Path(path)
-    if path.name == NAME and path.is_file():
+    if path.name == NAME and os.path.isfile(path):
         return path
-    return path / NAME if (path / NAME).is_file() else None
+    return path / NAME if os.path.isfile(path / NAME) else None
 
 
 def read(path):
@@ -43,13 +47,29 @@ def read(path):
     found = locate(path)
     if found is None:
         raise ManifestError(f"{path}: expected a {NAME} or a folder that holds one")
-    with open(found, newline="", encoding="utf-8-sig") as file:
-        table = csv.DictReader(file)
-        if "scan" not in (table.fieldnames or ()):
-            raise ManifestError(f"{found}: expected a column named scan, got {', '.join(table.fieldnames or ()) or 'an empty file'}")
-        lines = [(table.line_num, cells) for cells in table]
+    try:
+        with open(found, newline="", encoding="utf-8-sig") as file:
+            table = csv.DictReader(file)
+            columns, lines = table.fieldnames or (), [(table.line_num, cells) for cells in table]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ManifestError(f"{found}: expected a table in UTF-8 that can be read, got {type(error).__name__}: {error}") from None
+    if "scan" not in columns:
+        raise ManifestError(f"{found}: expected a column named scan, got {', '.join(columns) or 'an empty file'}")
     rows = [_row(cells, found, number) for number, cells in lines]
     return [row._replace(name=name) for row, name in zip(rows, names([row.cells["scan"] for row in rows]))]
+
+
+def write(folder, rows, *, overwrite=False):
+    """Write dict `rows` of the same columns to the manifest of a folder; returns its path. Raises ManifestError where another is there,
+    unless `overwrite`."""
+    path, text = pathlib.Path(folder) / NAME, io.StringIO()
+    table = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    if not overwrite and path.exists() and path.read_text(encoding="utf-8") != text.getvalue():
+        raise ManifestError(f"{path}: expected no manifest there, or the one that would be written; move it away to have it made anew")
+    replace(path, lambda aside: aside.write_text(text.getvalue(), encoding="utf-8"))
+    return path
 
 
 def names(paths):

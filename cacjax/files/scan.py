@@ -5,24 +5,28 @@
         write_mask(scan.hu >= 130, scan, "mask.nii.gz")                         # on the grid of the input
 
 `find` reads headers only and never raises: what cannot be scored is a Source with its ScanError. In a folder of scans each
-NIfTI, MHA, MHD or NRRD file, each zip and each folder that holds DICOM files is a scan. Files named `*_label`, `*_heart`,
-`*_mask`, `*_regions`, `*_detected` or `*_probability` (with any suffix) belong to a scan and are none themselves, unless
-they are given by name. Hidden files are passed over, and so are files of other kinds. REASONS lists the codes.
+NIfTI, MHA, MHD or NRRD file, each zip and each folder that holds DICOM files is a scan. Files named `*_scored`, `*_regions`,
+`*_detected` or `*_probability` (with any suffix) belong to a scan and are none themselves, unless they are given by name; `*_label`,
+`*_heart` and `*_mask` do where there is a scan or a record of that name, and are scans where there is none. Hidden files are passed
+over, and so are files of other kinds. REASONS lists the codes.
 """
 
 import os
 import pathlib
 import re
+import sys
 from typing import NamedTuple
 
 import numpy as np
 
-from cacjax.files import dicom, geometry, manifest, volume
+from cacjax.files import dicom, geometry, hounsfield, manifest, volume
 from cacjax.files.dicom import write_dicom
-from cacjax.files.geometry import REASONS, Acquisition, Scan, ScanError, oriented, refuse, restore, spacing_mm
-from cacjax.files.series import arrange, check_header, select
+from cacjax.files.geometry import FLAGS, REASONS, Acquisition, Scan, ScanError, oriented, refuse, restore, spacing_mm
+from cacjax.files.regular import size_of, unreadable
+from cacjax.files.series import arrange, check_slice, select
 
 __all__ = [
+    "FLAGS",
     "REASONS",
     "Acquisition",
     "Scan",
@@ -39,7 +43,10 @@ __all__ = [
     "write_mask",
 ]
 
-COMPANION = re.compile(r".*_(label|heart|mask|regions|detected|probability)(\.[^.]+){1,2}", re.IGNORECASE)
+COMPANION = re.compile(r"(.*)_(label|heart|mask|scored|regions|detected|probability)(\.[^.]+){1,2}", re.IGNORECASE)
+OWN = ("scored", "regions", "detected", "probability")
+# Files made of a name add to it, and file systems take 255 bytes.
+MOST_NAME_BYTES = 120
 CHOICES = ("several_series", "series_not_found")
 
 
@@ -61,63 +68,85 @@ def find(paths, *, series=None):
     found = {}
     for path in paths:
         for source in _sources(pathlib.Path(path), series):
-            found.setdefault((os.path.realpath(source.path), source.series_uid), source)
-    return _named(list(found.values()))
+            found.setdefault((os.path.abspath(source.path), source.series_uid), source)
+    return named(list(found.values()))
 
 
 def _sources(path, series):
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return [_source(path, series)]
-    found = sorted(_walk(path, series, set()), key=lambda source: source.path)
+    companions = []
+    found = list(_walk(path, series, set(), companions))
+    names = {source.name for source in found}
+    found += [_source(entry, series) for entry in companions if _stem(COMPANION.fullmatch(entry.name)[1]) not in names]
+    found.sort(key=lambda source: source.path)
     if found:
         return found
     advice = "Give a DICOM folder or zip, a NIfTI, MHA or NRRD file, or a folder of those."
     return [_failed(path, refuse("empty_folder", path, "the folder holds files but no scan", "a scan", advice))]
 
 
-def _walk(folder, series, seen):
-    """Sources of a folder and of those inside it; `seen` holds the real paths entered, against links in circles."""
+def _walk(folder, series, seen, companions):
+    """Sources of a folder and of those inside it; `seen` holds the real paths entered, against links in circles. companions: gets the
+    files that are named as what belongs to a scan."""
     if os.path.realpath(folder) in seen:
         return
     seen.add(os.path.realpath(folder))
     try:
         entries = sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
     except OSError as error:
-        yield _failed(folder, refuse("unreadable", folder, error.strerror, "a readable folder", "Check its permissions."))
+        yield _failed(folder, unreadable(folder, error))
         return
     if not entries:
         yield _failed(folder, refuse("empty_folder", folder, "the folder is empty", "a scan", "Export the scan again."))
     yield from _dicom_sources(folder, series)
     for entry in entries:
-        if entry.is_dir():
-            yield from _walk(entry, series, seen)
-        elif (volume.suffix(entry) or entry.suffix.lower() == ".zip") and not COMPANION.fullmatch(entry.name):
+        companion = COMPANION.fullmatch(entry.name)
+        if os.path.isdir(entry):
+            yield from _walk(entry, series, seen, companions)
+        elif not (volume.suffix(entry) or entry.suffix.lower() == ".zip"):
+            continue
+        elif companion is None:
             yield _source(entry, series)
+        elif companion[2].lower() not in OWN and not os.path.exists(entry.with_name(f"{companion[1]}.json")):
+            companions.append(entry)
 
 
 def _dicom_sources(folder, series):
-    """The scan of the DICOM files in a folder, or, where each of them is lost, one failure per series or file."""
-    slices = dicom.headers(folder)
+    """The scan of the DICOM files in a folder, or, where each of them is lost, one failure per series.
+
+    A file that is lost before it names its series is of the only one, if there is one; what is not DICOM at all is of none.
+    """
+    try:
+        slices = [item for item in dicom.headers(folder) if not (item.error and volume.suffix(item.name))]
+    except ScanError as error:
+        yield _failed(folder, error)
+        return
     if any(item.error is None for item in slices):
         yield _source(folder, series, slices)
         return
-    told = set()
+    lost = {}
     for item in slices:
-        key = item.name if item.header is None else item.header.SeriesInstanceUID
-        if key not in told:
-            told.add(key)
-            yield _failed(folder / item.name, item.error)
+        key = item.error.code == "not_dicom" if item.header is None else item.header.SeriesInstanceUID
+        lost.setdefault(key, []).append(item)
+    of_series = [key for key in lost if not isinstance(key, bool)]
+    if False in lost and len(of_series) == 1:
+        lost[of_series[0]] += lost.pop(False)
+    for items in lost.values():
+        alone = len(lost) == 1 and len(items) > 1
+        more = f" ({len(items) - 1} more files like it)" if len(items) > 1 else ""
+        yield _failed(folder if alone else folder / items[0].name, ScanError(items[0].error.code, items[0].error.message + more))
 
 
 def _source(path, series, slices=None):
     """Source of one scan, all of its headers checked."""
     try:
+        sys.audit("cacjax.files.scan", str(path))  # see `reading`: where a reader process is, should it end here
         return Source(_stem(path), str(path), _check(path, series, slices), None)
     except ScanError as error:
         return _failed(path, error)
     except Exception as error:  # damaged headers raise many kinds, and one scan must not stop a batch
-        advice = "Check its permissions, or export the scan again."
-        return _failed(path, refuse("unreadable", path, f"{type(error).__name__}: {error}", "a scan", advice))
+        return _failed(path, unreadable(path, error))
 
 
 def _failed(path, error):
@@ -126,8 +155,9 @@ def _failed(path, error):
 
 def _check(path, series, slices=None):
     """SeriesInstanceUID of a scan, None for one without. Raises ScanError where its headers refuse it."""
-    if not path.exists():
-        raise refuse("not_found", path, "nothing is there", "a file or folder", "Check the path.")
+    if os.path.isdir(path):
+        return _arranged(path, series, slices).acquisition.series_uid
+    size_of(path)
     if volume.suffix(path):
         volume.inspect(path)
         return None
@@ -136,7 +166,7 @@ def _check(path, series, slices=None):
 
 def _arranged(path, choice, slices=None):
     """The Series in a folder or zip."""
-    if path.is_file() and path.suffix.lower() != ".zip":
+    if os.path.isfile(path) and path.suffix.lower() != ".zip":
         raise _single(path)
     slices = dicom.headers(path) if slices is None else slices
     return arrange(select(slices, path, choice), path)
@@ -149,7 +179,7 @@ def _single(path):
         advice = "Convert it to one of these, or give the folder that holds the scan."
         return refuse("unknown_format", path, "a file of another kind", "DICOM, zip, NIfTI, MHA or NRRD", advice)
     select([item], path)
-    check_header(item.header, path)
+    check_slice(item, path)
     advice = "Give the folder that holds its series."
     return refuse("not_volume", path, "one slice of a series", "a folder of slices", advice)
 
@@ -161,12 +191,17 @@ def _stem(path):
     return re.sub(r"[^\w.+-]", "_", name[: len(name) - len(ending)]) or "scan"
 
 
-def _named(sources):
-    """Sources with unique names: those that share one take their folder's name before it, then a number after it."""
-    names = [source.name for source in sources]
+def named(sources):
+    """Sources with unique names, short enough for what files add: those that share one take their folder's before it, then a number."""
+    names = [_stem(source.path) for source in sources]
     parents = [_stem(pathlib.Path(source.path).absolute().parent) for source in sources]
     longer = [f"{parent}_{name}" if names.count(name) > 1 else name for parent, name in zip(parents, names)]
-    return [source._replace(name=name) for source, name in zip(sources, manifest.unique(longer))]
+    return [source._replace(name=name) for source, name in zip(sources, manifest.unique([_short(name) for name in longer]))]
+
+
+def _short(name):
+    whole = os.fsencode(name)
+    return name if len(whole) <= MOST_NAME_BYTES else whole[:MOST_NAME_BYTES].decode(errors="ignore")
 
 
 def read(source, *, series=None):
@@ -184,9 +219,8 @@ def read(source, *, series=None):
     except ScanError:
         raise
     except Exception as error:
-        advice = "Check its permissions, or export the scan again."
-        raise refuse("unreadable", path, f"{type(error).__name__}: {error}", "a scan", advice) from error
-    geometry.check_hu(hu, path)
+        raise unreadable(path, error) from error
+    hounsfield.check(hu, path)
     return Scan(hu, affine, acquisition, source.path)
 
 
@@ -199,7 +233,7 @@ def _only(path, series):
 
 
 def _voxels(path, choice):
-    if volume.suffix(path):
+    if volume.suffix(path) and not os.path.isdir(path):
         array, affine = volume.load(path)
         return array.astype(np.float32), affine, Acquisition()
     found = _arranged(path, choice)
@@ -213,8 +247,7 @@ def read_mask(path, like):
     the grids differ, `bad_header` for values that are no whole numbers of int16, or what hinders reading the file.
     """
     path = pathlib.Path(path)
-    if not path.is_file():
-        raise refuse("not_found", path, "no file is there", "a mask", "Check the path.")
+    size_of(path)
     if not volume.suffix(path):
         raise refuse("unknown_format", path, "a file of another kind", " ".join(volume.SUFFIXES), "Convert the mask.")
     array, affine = volume.load(path)

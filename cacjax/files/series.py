@@ -9,12 +9,27 @@ import os
 from typing import NamedTuple
 
 import numpy as np
+from pydicom import uid
 
-from cacjax.files.dicom import CT_IMAGES, NEEDED, sop_class
-from cacjax.files.geometry import Acquisition, ScanError, refuse, stack
+from cacjax.files.dicom import NEEDED
+from cacjax.files.geometry import Acquisition, ScanError, check_affine, refuse, stack
+from cacjax.files.layout import MOST_VOXELS, check_rescale
+from cacjax.files.pixel_data import CT_IMAGES, sop_class, transfer_syntax
 
 # RescaleType of values in Hounsfield units, or unspecified; spectral maps have others (MGML, ED, Z_EFF).
 HU_TYPES = ("HU", "US", "")
+# Syntaxes that may lose something, and those of them that always do.
+LOSSY = (uid.JPEGBaseline8Bit, uid.JPEGExtended12Bit, uid.JPEGLSNearLossless)
+MAYBE_LOSSY = (uid.JPEG2000, uid.HTJ2K)
+# What the CT image module demands (PS3.3, C.8.2.1), and the number of bits that GDCM reads rightly.
+WHOLE = {
+    "NumberOfFrames": (1, 1),
+    "SamplesPerPixel": (1, 1),
+    "BitsAllocated": (16, 16),
+    "BitsStored": (8, 16),
+    "PixelRepresentation": (0, 1),
+}
+MOST_PIXELS = 8192
 NO_CONTRAST = ("NO", "NONE", "WITHOUT", "NO CONTRAST", "WITHOUT CONTRAST", "NON CONTRAST", "NATIVE")
 
 
@@ -45,7 +60,8 @@ def _kind(data):
 
 def select(slices, path, series=None):
     """The slices of the one CT series, or of the one that `series` names: a UID, the unique end of one, or a unique part
-    of a description. Raises ScanError `not_ct`, `several_series`, `series_not_found`, or that of a slice that is lost."""
+    of a description. Raises ScanError `not_ct`, `several_series`, `series_not_found`, `bad_header` for a file of that series that is no
+    CT image, or that of a slice that is lost."""
     groups = {}
     for item in slices:
         if item.header is not None and _kind(item.header) == "CT":
@@ -59,12 +75,27 @@ def select(slices, path, series=None):
         code = "several_series" if chosen else "series_not_found"
         advice = "Choose one with series=: its UID, the end of it, or a part of its description that no other has."
         raise refuse(code, path, found, "one", advice)
-    ((_, members),) = chosen.items()
+    ((key, members),) = chosen.items()
+    strays = [item for item in slices if item.header is not None and _strays(item.header, key)]
+    if strays:
+        found = (
+            f"{strays[0].name} is {_kind(strays[0].header)}, SeriesInstanceUID {_text(strays[0].header, 'SeriesInstanceUID') or 'absent'}"
+        )
+        advice = "Export the series again, or take the file out if it belongs to no scan."
+        raise refuse("bad_header", path, found, f"{len(members)} CT images of one series and nothing else of it", advice)
     lost = [item.error for item in members if item.error] + lost
     if lost:
         more = f" ({len(lost) - 1} more files like it)" if len(lost) > 1 else ""
         raise ScanError(lost[0].code, lost[0].message + more)
     return members
+
+
+def _strays(data, series_uid):
+    """Whether a file that is no CT image by its header is of a series of them all the same, so that a slice would be lost."""
+    if _kind(data) in ("CT", "CT localizer"):
+        return False
+    own = _text(data, "SeriesInstanceUID")
+    return own == series_uid or (not own and sop_class(data) in CT_IMAGES)
 
 
 def _matches(groups, series):
@@ -96,18 +127,27 @@ def _no_ct(slices, path):
 def arrange(members, path):
     """Check the slices of one series and put them in order: Series. Raises ScanError with the codes of `geometry`."""
     for item in members:
-        check_header(item.header, os.path.join(path, item.name))
+        check_slice(item, os.path.join(path, item.name))
     _check_alike(members, path)
+    count = len(members) * int(members[0].header.Rows) * int(members[0].header.Columns)
+    if count > MOST_VOXELS:
+        raise refuse("too_large", path, f"{count} voxels in {len(members)} slices", f"at most {MOST_VOXELS}", "Choose one series of it.")
     data, names = [item.header for item in members], [item.name for item in members]
     positions = np.array([d.ImagePositionPatient for d in data], np.float64)
     orientation = np.array([d.ImageOrientationPatient for d in data], np.float64).mean(0).reshape(2, 3)
     pixel_mm = tuple(float(value) for value in data[0].PixelSpacing)
     order, affine = stack(positions, orientation, pixel_mm, names, path)
-    return Series([members[i] for i in order], affine, _acquisition(data[0]))
+    check_affine(affine, path)
+    flags = ("lossy_compression",) if any(_lossy(item) for item in data) else ()
+    return Series([members[i] for i in order], affine, _acquisition(data[0])._replace(flags=flags))
 
 
-def check_header(data, where):
-    """Raises ScanError `multiframe`, `bad_header` or `not_hu` for one slice whose place or units cannot be known."""
+def check_slice(item, where):
+    """Raises ScanError for one Slice: its own fault, or `multiframe`, `bad_header`, `rescale`, `too_large` or `not_hu` where its place, its
+    pixels or its units cannot be known."""
+    data = item.header
+    if item.fault is not None:
+        raise item.fault
     if int(data.get("NumberOfFrames", 1) or 1) > 1 or sop_class(data) in CT_IMAGES[1:]:
         advice = "Convert it to single-frame CT images or NIfTI (for instance with dcm2niix)."
         raise refuse("multiframe", where, f"{data.get('NumberOfFrames', 1)} frames in one file", "one", advice)
@@ -118,14 +158,41 @@ def check_header(data, where):
     counts = {"PixelSpacing": 2, "ImagePositionPatient": 3, "ImageOrientationPatient": 6}
     for tag in NEEDED:
         values = np.atleast_1d(np.array(data.get(tag), np.float64))
-        fits = len(values) == counts.get(tag, 1) and np.isfinite(values).all()
+        finite = np.isfinite(values).all() or tag.startswith("Rescale")  # these have a code of their own
+        fits = len(values) == counts.get(tag, 1) and finite
         if not fits or (tag in ("PixelSpacing", "Rows", "Columns") and values.min() <= 0):
             found = f"{tag} {data.get(tag)}"
             expected = f"{counts.get(tag, 1)} finite number(s), positive for sizes"
             raise refuse("bad_header", where, found, expected, "Export the series again.")
+    check_rescale(float(data.RescaleSlope), float(data.RescaleIntercept), ("RescaleSlope", "RescaleIntercept"), where)
+    _check_pixels(data, where)
     if _text(data, "RescaleType").upper() not in HU_TYPES:
         advice = "Give the series in Hounsfield units, not a spectral map."
         raise refuse("not_hu", where, f"RescaleType {data.RescaleType}", "HU", advice)
+
+
+def _check_pixels(data, where):
+    """Raises ScanError `bad_header` or `too_large` for pixels that are not those of a CT image."""
+    advice = "Export the original CT images again."
+    defaults = {"NumberOfFrames": 1, "SamplesPerPixel": 1}
+    for tag, (low, high) in WHOLE.items():
+        value = data.get(tag) if data.get(tag) not in (None, "") else defaults.get(tag)
+        if value is None or not low <= int(value) <= high:
+            expected = f"{low} to {high}" if low < high else str(low)
+            raise refuse("bad_header", where, f"{tag} {'absent' if value is None else value}", expected, advice)
+    if int(data.get("HighBit", data.BitsStored - 1)) != data.BitsStored - 1:
+        found = f"HighBit {data.HighBit} with BitsStored {data.BitsStored}"
+        raise refuse("bad_header", where, found, f"HighBit {data.BitsStored - 1}", advice)
+    if (_text(data, "PhotometricInterpretation") or "MONOCHROME2") != "MONOCHROME2":
+        found = f"PhotometricInterpretation {data.PhotometricInterpretation}"
+        raise refuse("bad_header", where, found, "MONOCHROME2, bright for dense", advice)
+    if max(data.Rows, data.Columns) > MOST_PIXELS:
+        raise refuse("too_large", where, f"Rows {data.Rows}, Columns {data.Columns}", f"at most {MOST_PIXELS}", advice)
+
+
+def _lossy(data):
+    syntax, told = transfer_syntax(data), _text(data, "LossyImageCompression")
+    return told == "01" or syntax in LOSSY or (syntax in MAYBE_LOSSY and told != "00")
 
 
 def _check_alike(members, path):
@@ -155,4 +222,6 @@ def _acquisition(data):
         contrast=agent.upper() not in NO_CONTRAST if agent else None,
         description=_text(data, "SeriesDescription"),
         manufacturer=_text(data, "Manufacturer"),
+        patient_id=_text(data, "PatientID"),
+        study_uid=_text(data, "StudyInstanceUID"),
     )

@@ -1,6 +1,7 @@
 """Rows and records on disk: CSV, JSON, tables for the terminal. Every file is written aside and renamed into place."""
 
 import csv
+import errno
 import io
 import json
 
@@ -8,31 +9,41 @@ import numpy as np
 
 from cacjax.files.atomic import replace
 
-COLUMNS = ("scan", "status", "reason", "rule", "artery", "agatston", "volume_mm3", "mass_mg", "n_lesions", "category", "map_hu_mm3")
+SHOWN = ("scan", "status", "reason", "rule", "artery", "agatston", "volume_mm3", "mass_mg", "n_lesions", "category", "map_hu_mm3")
+COLUMNS = (*SHOWN, "threshold_hu", "kvp", "kernel", "spacing_mm", "patient", "study", "series")  # of scores.csv
+DIGITS = 5  # significant ones of a number in scores.csv; the records keep all
 
 
-def write_csv(path, rows, columns):
-    """Write dict `rows` with the given `columns`; what is None, NaN or missing becomes an empty cell."""
+def write_csv(path, rows, columns, digits=None):
+    """Write dict `rows` with the given `columns`; what is None, NaN or missing becomes an empty cell. digits: of floats, significant."""
 
     def write(aside):
-        with open(aside, "w", newline="") as file:
+        with open(aside, "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
             table.writeheader()
-            table.writerows(map(_filled, rows))
+            table.writerows(_filled(row, digits) for row in rows)
 
     replace(path, write)
 
 
-def append_csv(path, rows, columns):
-    """Add rows to a file that `write_csv` began, in one piece: a reader sees whole rows."""
+def append_csv(path, rows, columns, digits=None):
+    """Add rows to a file that `write_csv` began, in one piece: a reader sees whole rows, on a full disk (OSError) those so far."""
     lines = io.StringIO(newline="")
-    csv.DictWriter(lines, columns, restval="", extrasaction="ignore").writerows(map(_filled, rows))
-    with open(path, "a", newline="") as file:
-        file.write(lines.getvalue())
+    csv.DictWriter(lines, columns, restval="", extrasaction="ignore").writerows(_filled(row, digits) for row in rows)
+    with open(path, "ab", buffering=0) as file:
+        before, added = file.tell(), lines.getvalue().encode()
+        if (written := file.write(added)) < len(added):
+            file.truncate(before)
+            raise OSError(errno.ENOSPC, f"{written} of {len(added)} bytes could be written", str(path))
 
 
-def _filled(row):
-    return {key: "" if _undefined(value) else value for key, value in row.items()}
+def _filled(row, digits):
+    def cell(value):
+        if _undefined(value):
+            return ""
+        return float(f"{value:.{digits}g}") if digits and isinstance(value, float) else value
+
+    return {key: cell(value) for key, value in row.items()}
 
 
 def write_json(path, record):
@@ -48,7 +59,9 @@ def plain(value):
         return plain(value._asdict())
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(item) for item in value]
-    if isinstance(value, bool | int | str) or value is None:
+    if isinstance(value, str):  # a path may hold bytes that are no UTF-8, which strict readers of JSON refuse: \xfc, as shells show it
+        return value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if isinstance(value, bool | int) or value is None:
         return value
     if hasattr(value, "tolist"):
         return plain(value.tolist())
