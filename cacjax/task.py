@@ -34,14 +34,15 @@ class Plan(NamedTuple):
     """What a detector works out on the host before a voxel is seen.
 
     arrays: go to the device with the `Case`. how: static and hashable; another value is another program. long: detection takes
-    minutes on a CPU, so it runs in steps under a progress bar there. notes: for the record. shape, spacing_mm, affine: of the grid that
-    the answer lies on, where that is not the scan's own.
+    minutes on a CPU, so it runs in steps under a progress bar there. notes: for the record; flags: {code: note} of what puts the answer
+    in doubt. shape, spacing_mm, affine: of the grid that the answer lies on, where that is not the scan's own.
     """
 
     arrays: Any
     how: tuple
     long: bool = False
     notes: tuple[str, ...] = ()
+    flags: dict[str, str] = {}  # noqa: RUF012
     shape: Any = None
     spacing_mm: Any = None
     affine: Any = None

@@ -155,7 +155,7 @@ def test_it_scores_and_evaluates(scans, trained):
     assert [(row["rule"], row["artery"]) for row in rows] == [("default", "CAC"), ("adjusted", "CAC")] * 4
     assert {float(row["volume_mm3"]) for row in rows} == {2 * 4 * 4 * 3.0} and {row["category"] for row in rows} == {"III"}
     level = float(trained[0].stages["level"].nets["level"].params["level"])
-    assert float(rows[0]["map_hu_mm3"]) == pytest.approx((400 - 100 * level) * 96, rel=1e-5)
+    assert float(rows[0]["map_hu_mm3"]) == pytest.approx((400 - 100 * level) * 96, rel=5e-5)
     mask = sitk.ReadImage(str(out / "s0_mask.nii.gz"))
     assert mask.GetSpacing() == (1.0, 1.0, 3.0) and sitk.GetArrayFromImage(mask).max() == 7
     assert json.loads((out / "s0.json").read_text())["answer"] == {"shape": [6, 20, 22], "spacing_mm": [3.0, 1.0, 1.0]}

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from scipy import ndimage
 
 from cacjax.inference import candidates, planes
 from cacjax.kernels import grids, lesions, rules, scores, spatial
@@ -58,8 +59,8 @@ def make(hu, heart, spacing_mm, *, threshold_hu=200.0, named_rules=(("default", 
     """What `program.detect_and_score` takes, behind the state: (find, case, reading, how)."""
     finder, named_rules = finder or detector(**options), dict(named_rules)
     case, plan = one_scan.make_case(finder, hu, spacing_mm, np.eye(4), heart, threshold_hu)
-    units = {name: rules.pixel_score(rule, spacing_mm) for name, rule in named_rules.items()}
-    reading, kinds = one_scan.read_by(named_rules, units, plan.shape or hu.shape, plan.spacing_mm or spacing_mm, "default")
+    weighing = one_scan.Weighing(named_rules, "default", None)
+    reading, kinds, _ = one_scan.read_by(weighing, plan.shape or hu.shape, plan.spacing_mm or spacing_mm)
     return finder.find, case, reading, program.How(plan.how, kinds, finder.classes)
 
 
@@ -88,6 +89,24 @@ def by_hand(state, hu, heart, spacing_mm, *, threshold_hu=200.0, fp_reduction="p
     return np.asarray(lesions.grow(detected, hu, threshold_hu, around, spacing_mm, mode=fp_reduction)[0]), detected
 
 
+def counted(mask, hu, spacing_mm):
+    """Independent of the package: voxels of the slice components of each class that the default rule finds large enough."""
+    found, least = np.zeros(mask.shape, bool), rules.min_voxels(RULE, spacing_mm)
+    for number in range(1, 7):
+        for z in range(len(mask)):
+            labels, _ = ndimage.label((mask[z] == number) & (hu[z] >= 130), np.ones((3, 3)))
+            sizes = np.bincount(labels.ravel())
+            found[z] |= (sizes >= least)[labels] & (labels > 0)
+    return found
+
+
+def listed(mask, kept):
+    """(labels, n) of the 26-connected lesions of a mask that hold counted voxels, of these voxels alone."""
+    labels, _ = ndimage.label(mask, np.ones((3, 3, 3)))
+    some = np.unique(labels[kept])
+    return np.where(kept, np.searchsorted(some, labels) + 1, 0).astype(np.int32), np.int32(len(some))
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("fp_reduction", "with_heart"), [("paper", True), ("paper", False), ("authors_code", True), ("none", False)])
 def test_equals_full_evaluation_step_by_step(state, seed, with_heart, fp_reduction):
@@ -112,9 +131,14 @@ def test_equals_full_evaluation_step_by_step(state, seed, with_heart, fp_reducti
     for a, b in zip(ours[1:3], expected[1:3]):
         np.testing.assert_array_equal(a, b)
     assert int(category) == scores.category(expected.agatston[-1])
+    label = program.scored_label(jax.device_get(tables), np.asarray(finding.label))
+    kept = np.where(counted(mask, hu, spacing_mm), mask, 0)
+    assert 0 < (kept > 0).sum() < (mask > 0).sum() or fp_reduction != "none"
+    np.testing.assert_array_equal(cut(label, hu), kept)
     for number in range(1, 7):
-        labels, n = lesions.label(mask == number)
+        labels, n = listed(mask == number, kept == number)
         rows = lesions.full_table(labels, n, hu, mask, spacing_mm)
+        assert int(totals.n_lesions[number - 1]) == n and int(totals.voxels[number - 1]) == rows.voxels.sum()
         for name in ("voxels", "peak_hu", "low", "high", "touches_border", "centroid"):
             theirs = np.asarray(getattr(rows, name))[: int(n)]
             mine = np.asarray(getattr(tables.lesions, name))[number - 1, : int(n)]
@@ -177,11 +201,14 @@ def test_overflow_is_told_and_counted_again(state):
     assert most > 2 and program.ample(full, how) is None
     tight = how._replace(capacity=2, buckets=(8,))
     _, small = jax.device_get(compute(state, find, case, reading, tight))
-    assert small.totals[0].overflow and small.lesions.overflow.any()
+    assert small.totals[0].overflow and not small.scored.any() and not small.lesions.n.any()
+    _, few = jax.device_get(compute(state, find, case, reading, how._replace(capacity=2)))
+    assert few.lesions.overflow.any() and program.ample(few, how._replace(capacity=2)).capacity == how.capacity
     _, again = program.compute(detector("none"), state, case, reading, tight, long=False)
     for a, b in zip(jax.tree.leaves(again.totals), jax.tree.leaves(full.totals)):
         np.testing.assert_array_equal(a, b)
     np.testing.assert_array_equal(again.lesions.voxels, full.lesions.voxels)
+    np.testing.assert_array_equal(again.scored, full.scored)
     assert again.categories == full.categories
 
 

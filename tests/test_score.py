@@ -17,6 +17,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, 
 import cacjax
 from cacjax import score as score_module
 from cacjax import train
+from cacjax.classes import CLASSES
 from cacjax.files import scan
 from cacjax.report import pictures, tables
 from cacjax.scoring import one_scan
@@ -43,7 +44,7 @@ def write_nifti(path, array, spacing=SPACING):
     return path
 
 
-def write_dicom(folder, hu, *, skip=(), storage=CTImageStorage, tilt_deg=0.0):
+def write_dicom(folder, hu, *, skip=(), storage=CTImageStorage, tilt_deg=0.0, kvp=120):
     """An axial series of `hu`, feet first in `folder`; `skip` slices are left out."""
     folder.mkdir(parents=True, exist_ok=True)
     series, study, frame = generate_uid(), generate_uid(), generate_uid()
@@ -62,7 +63,7 @@ def write_dicom(folder, hu, *, skip=(), storage=CTImageStorage, tilt_deg=0.0):
         header.ImagePositionPatient = [0, 0, z * SPACING[0]]
         turn = np.deg2rad(tilt_deg)
         header.ImageOrientationPatient = [1, 0, 0, 0, float(np.cos(turn)), float(np.sin(turn))]
-        header.PixelSpacing, header.SliceThickness, header.KVP = list(SPACING[1:]), SPACING[0], 120
+        header.PixelSpacing, header.SliceThickness, header.KVP = list(SPACING[1:]), SPACING[0], kvp
         header.Rows, header.Columns, header.SamplesPerPixel = *image.shape, 1
         header.PhotometricInterpretation, header.PixelRepresentation = "MONOCHROME2", 1
         header.BitsAllocated, header.BitsStored, header.HighBit = 16, 16, 15
@@ -104,10 +105,35 @@ def test_qrm_phantom_reproduces_published_scores(tmp_path, capsys):
         published = list(csv.DictReader(file))
     rows = rows_of(out)
     assert [row["artery"] for row in rows] == [str(k) for k in range(1, 10)]
-    for row, truth in zip(rows, published):
-        for ours, theirs in (("agatston", "agatston"), ("volume_mm3", "volume_mm3"), ("mass_mg", "mass_mg")):
-            assert float(row[ours]) == pytest.approx(float(truth[f"FQM_{theirs}"]), rel=1e-5), truth["insert"]
+    record = json.loads((out / "dicom.json").read_text())
+    for row, full, truth in zip(rows, record["rows"], published):
+        for name in ("agatston", "volume_mm3", "mass_mg"):
+            expected = float(truth[f"FQM_{name}"])
+            assert full[name] == pytest.approx(expected, rel=1e-5), truth["insert"]
+            assert row[name] == str(float(f"{full[name]:.5g}"))
     assert "402.93" in capsys.readouterr().out
+    assert (rows[0]["threshold_hu"], rows[0]["kvp"], rows[0]["kernel"]) == ("130.0", "120.0", "FC12")
+    assert rows[0]["spacing_mm"] == "3 x 0.488 x 0.488" and rows[0]["series"].endswith(".786246") and rows[0]["reason"] == ""
+    assert_shown_as_scored(out, "dicom", rule="default")
+    assert [lesion["n_voxels"] for lesion in record["lesions"]] == [423, 115, 13, 303, 82, 234, 48]
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "dicom_mask.nii.gz")))
+    assert (mask == 3).sum() == 23, "what is found goes on being written, too"
+
+
+def assert_shown_as_scored(out, name, *, rule):
+    """The voxels of <name>_scored.nii.gz and the list of lesions add up to each row of the rule."""
+    record, image = json.loads((out / f"{name}.json").read_text()), sitk.ReadImage(str(out / f"{name}_scored.nii.gz"))
+    scored, voxel_mm3 = sitk.GetArrayFromImage(image), np.prod(image.GetSpacing())
+    mask = sitk.GetArrayFromImage(sitk.ReadImage(str(out / f"{name}_mask.nii.gz")))
+    assert np.array_equal(scored[scored > 0], mask[scored > 0]) and all(lesion["n_voxels"] > 0 for lesion in record["lesions"])
+    rows = [row for row in record["rows"] if row["rule"] == rule and row["artery"] != "CAC"]
+    for row in rows:
+        number = CLASSES.index(row["artery"]) if row["artery"] in CLASSES else int(row["artery"])
+        lesions = [lesion for lesion in record["lesions"] if lesion["artery"] == row["artery"]]
+        assert row["volume_mm3"] == pytest.approx((scored == number).sum() * voxel_mm3, rel=1e-6)
+        assert row["volume_mm3"] == pytest.approx(sum(lesion["volume_mm3"] for lesion in lesions), rel=1e-12)
+        assert row["n_lesions"] == len(lesions)
+    assert rows and sum(row["volume_mm3"] for row in rows) > 0
 
 
 def test_bad_scans_are_rows_and_do_not_stop_the_batch(tmp_path, detector, capsys):
@@ -156,7 +182,7 @@ def test_scores_lesions_and_files(tmp_path, detector):
     first = record["lesions"][0]
     assert first["artery"] == "LAD" and first["n_voxels"] == 16 and first["peak_hu"] == 250
     assert first["centre_mm"] == pytest.approx([21.5 * 0.5, 11.5 * 0.5, 6.0])
-    assert record["masks"] == {"final": "p_mask.nii.gz", "before": "p_detected.nii.gz"}
+    assert record["masks"] == {"final": "p_mask.nii.gz", "scored": "p_scored.nii.gz", "before": "p_detected.nii.gz"}
     assert {"cacjax", "jax", "device"} <= record["versions"].keys()
     assert {"read", "detect_and_score"} <= record["timings_s"].keys()
     mask = sitk.ReadImage(str(out / "p_mask.nii.gz"))
@@ -164,7 +190,8 @@ def test_scores_lesions_and_files(tmp_path, detector):
     assert np.array_equal(sitk.GetArrayFromImage(mask) > 0, calcified() == 250)
     assert {p.name for p in out.iterdir()} == {
         "scores.csv",
-        *(f"p{suffix}" for suffix in (".json", ".png", "_mask.nii.gz", "_detected.nii.gz", "_probability.nii.gz")),
+        *(f"p{suffix}" for suffix in (".json", ".png")),
+        *(f"p_{stage}.nii.gz" for stage in ("mask", "scored", "detected", "probability")),
     }
 
 
@@ -182,8 +209,83 @@ def test_several_rules_are_rows_of_one_mask(tmp_path, detector):
     assert (rows["default", "CAC"]["category"], rows["siemens", "CAC"]["category"]) == ("I", "II")
     record = json.loads((tmp_path / "p.json").read_text())
     assert [rule["name"] for rule in record["rules"]] == ["default", "siemens"]
+    found, scored = (sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / f"p_{stage}.nii.gz"))) for stage in ("mask", "scored"))
+    assert ((found > 0).sum(), (scored > 0).sum()) == (22, 20), "shown is what the first rule counts"
     with pytest.raises(SystemExit):
         run(path, "--workdir", tmp_path, "--out", tmp_path, "--rule", "default,agatsten")
+
+
+def branched():
+    """Besides, two squares in slices 1 and 3 joined by one voxel, a voxel alone, and one at 140 HU that touches a square by a corner."""
+    hu = calcified()
+    hu[1, 20:24, 30:34] = hu[3, 20:24, 30:34] = 300
+    hu[2, 22, 33] = 300
+    hu[0, 0, 0] = 300
+    hu[4, 32, 10] = 140
+    return hu
+
+
+@pytest.mark.parametrize(("rule", "detected", "given"), [("default", 52, 53), ("orcascore", 54, 55), ("lessmann", 53, 54)])
+def test_what_is_scored_is_what_is_shown(tmp_path, detector, monkeypatch, rule, detected, given):
+    """Mask, list, picture and rows, detected or given, a minimum in the slice, none or in 3D; no lesion where a region has none."""
+    drawn = []
+    monkeypatch.setattr(pictures, "overlay", lambda path, hu, mask, **options: drawn.append((mask, options["title"])))
+    hu, regions = branched(), np.ones(SHAPE, np.int16)
+    regions[:, 30:] = 4
+    regions[:, :, :5] = 2
+    regions[0, 0, 0] = 1
+    path, drawn_regions = write_nifti(tmp_path / "p.nii.gz", hu), write_nifti(tmp_path / "regions.nii.gz", regions)
+    for source, voxels in ((("--workdir", tmp_path), detected), (("--regions", drawn_regions), given)):
+        assert run(path, *source, "--out", tmp_path, "--rule", rule, "--scoring.fp_reduction=none") == 0
+        assert_shown_as_scored(tmp_path, "p", rule=rule)
+        scored = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / "p_scored.nii.gz")))
+        mask, title = drawn.pop()
+        assert np.array_equal(mask, scored) and f"scored by rule {rule} from 130 HU" in title
+        assert (scored > 0).sum() == voxels
+    assert {row["artery"]: row["n_lesions"] for row in rows_of(tmp_path)}["2"] == "0"
+    write_nifti(drawn_regions, np.zeros(SHAPE, np.int16))
+    assert run(path, "--regions", drawn_regions, "--out", tmp_path) == 1 and rows_of(tmp_path)[0]["reason"] == "empty_regions"
+
+
+def test_a_tube_voltage_that_changes_the_score_is_a_flag(tmp_path, detector):
+    """At 100 kV the default rule counts from 147 HU, which is nothing to a threshold of 200 HU; no rule here knows 90 kV."""
+    hu = calcified()
+    hu[2, 10:14, 24:28] = 140
+    folder, regions = write_dicom(tmp_path / "s", hu, kvp=100), write_nifti(tmp_path / "r.nii.gz", np.ones(SHAPE, np.int16))
+
+    def flagged(*options, rule="default"):
+        assert run(folder, *options, "--out", tmp_path / "out", "--rule", rule) == 0
+        row, record = rows_of(tmp_path / "out")[-1], json.loads((tmp_path / "out" / "s.json").read_text())
+        assert row["reason"] == " ".join(record["flags"]) and len(record["flags"]) == len(record["notes"])
+        return row["reason"], row["threshold_hu"], float(row["agatston"])
+
+    given = "--regions", regions
+    assert flagged(*given) == ("kvp_limits", "147.0", 10)
+    assert flagged("--workdir", tmp_path) == ("kvp_limits", "147.0", 10)
+    assert flagged("--workdir", tmp_path, "--threshold-hu", 200) == ("", "200.0", 10)
+    assert flagged(*given, rule="strict_130") == ("kvp_not_in_rule", "130.0", 18)
+    assert flagged(*given, "--threshold-hu", 100, rule="calciumscoring_jl") == ("kvp_limits rule_threshold", "154.0", 10)
+    write_dicom(tmp_path / "s", hu, kvp=120)
+    assert flagged(*given) == ("", "130.0", 18)
+
+
+def test_rows_say_how_and_of_whom(tmp_path):
+    """Every cell, numbers with five digits; a scan without a header leaves what it does not say empty."""
+    spacing = (3.0, 1 / 3, 1 / 3)
+    folder, path = write_dicom(tmp_path / "s", calcified()), write_nifti(tmp_path / "p.nii.gz", calcified(), spacing)
+    of_dicom = write_nifti(tmp_path / "s_regions.nii.gz", np.ones(SHAPE, np.uint8))
+    of_nifti = write_nifti(tmp_path / "p_regions.nii.gz", np.ones(SHAPE, np.uint8), spacing)
+    (dicom,), (nifti,) = (
+        (run(source, "--regions", regions, "--out", tmp_path / "out"), rows_of(tmp_path / "out"))[1]
+        for source, regions in ((folder, of_dicom), (path, of_nifti))
+    )
+    header = pydicom.dcmread(folder / "000.dcm")
+    assert (dicom["patient"], dicom["study"], dicom["series"]) == ("p", header.StudyInstanceUID, header.SeriesInstanceUID)
+    assert (dicom["kvp"], dicom["spacing_mm"], dicom["threshold_hu"]) == ("120.0", "3 x 0.5 x 0.5", "130.0")
+    assert all(nifti[name] == "" for name in ("kvp", "kernel", "patient", "study", "series"))
+    assert (nifti["spacing_mm"], nifti["agatston"], nifti["volume_mm3"]) == ("3 x 0.33333 x 0.33333", "3.5556", "5.3333")
+    full = json.loads((tmp_path / "out" / "p.json").read_text())["rows"][-1]
+    assert full["agatston"] == pytest.approx(32 / 9, rel=1e-6) and full["agatston"] != 3.5556
 
 
 def test_scores_grow_by_a_scan_at_a_time(tmp_path, detector, monkeypatch):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from cacjax.kernels import lesions, rules, scores
+from cacjax.kernels import bits, lesions, rules, scores
 
 QRM = pathlib.Path(__file__).parents[1] / "../shared/data/qrm-cci-canon"
 SHAPE = (4, 40, 32)  # one shape: few programs
@@ -105,9 +105,8 @@ def test_voltages():
     assert rules.at_kvp(rules.RULES["default"], None).threshold_hu == 130
     with pytest.raises(ValueError, match=r"kvp must be one of \[100, 120.0\]"):
         rules.at_kvp(rules.RULES["default"], 90)
-    assert rules.for_voltage(rules.RULES["default"], 100)[0].threshold_hu == 147
-    kept, (note,) = rules.for_voltage(rules.RULES["default"], 90)
-    assert kept == rules.RULES["default"] and note.startswith("limits of 120 kV used: kvp must be one of")
+    assert rules.for_voltage(rules.RULES["default"], 100).threshold_hu == 147
+    assert rules.for_voltage(rules.RULES["default"], 90) == rules.RULES["default"]
     hu = blocks((0, *FOUR, 129))
     assert score(hu, HALF, "calciumscoring_jl")[:2] == (0, 12)  # in the volume, with weight 0
 
@@ -243,6 +242,26 @@ def test_more_runs_than_the_capacity_are_counted_too():
     few = scores.count(regions, hu, numbers, n_regions=1, connectivity=4, peak="slice", buckets=(64, 512))
     assert bool(few.overflow) and int(few.runs) == 4 * 40 * 16
     assert score(hu, HALF, "siemens")[0] == 4 * 40 * 16 * 0.25 * 2
+
+
+@pytest.mark.parametrize("rule", ["default", "orcascore", "lessmann"])
+def test_marked_is_what_is_counted(rule):
+    """Of two regions of noise, against scipy."""
+    rng = np.random.default_rng(7)
+    hu, regions = rng.normal(110, 60, SHAPE).astype(np.float32), rng.integers(0, 3, (4, 5, 4)).repeat(8, 1).repeat(8, 2)
+    rule = rules.RULES[rule]
+    numbers = scores.numbers(rule, HALF, 0.25)
+    options = {"n_regions": 2, "connectivity": rule.connectivity, "peak": rule.peak}
+    totals, marked = scores.count_and_mark(regions, hu, numbers, **options)
+    structure = ndimage.generate_binary_structure(3, {8: 2, 6: 1, 26: 3}[rule.connectivity])
+    structure[[0, 2]] &= rule.connectivity != 8
+    expected = np.zeros(SHAPE, bool)
+    for number in (1, 2):
+        labels, _ = ndimage.label((regions == number) & (hu >= numbers.threshold_hu), structure)
+        expected |= (np.bincount(labels.ravel()) >= numbers.least)[labels] & (labels > 0)
+    on = np.asarray(bits.unpack(marked, SHAPE[2]))
+    np.testing.assert_array_equal(on, expected)
+    assert totals.voxels.tolist() == [(on & (regions == number)).sum() for number in (1, 2)]
 
 
 def test_errors_name_what_was_got():

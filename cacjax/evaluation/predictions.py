@@ -10,7 +10,7 @@ import numpy as np
 from cacjax.classes import CLASSES, CORONARY
 from cacjax.evaluation import metrics
 from cacjax.files import geometry, scan, volume
-from cacjax.kernels import grids, rules, scores, spatial
+from cacjax.kernels import grids, own_rules, rules, scores, spatial
 
 STAGES = ("final", "before")  # what is scored, and what was detected before false positives were reduced
 UNKNOWN = CLASSES.index("CAC")  # coronary calcium of which nobody knows the artery
@@ -80,11 +80,10 @@ def precision_of(ranking, classes):
 
 def agatston(record, truth):
     """{artery: {"found_agatston", "reference_agatston", "category"}} by the record's main rule, the reference's mask scored by the same
-    rule; empty for a rule that has no name here. Without arteries on either side only CAC."""
+    rule, as the record has it. Without arteries on either side only CAC."""
     name, acquisition = record["rules"][0]["name"], record["acquisition"]
-    if name not in rules.RULES:
-        return {}
-    rule, _ = rules.for_voltage(rules.named(name), acquisition["kvp"])
+    fields = {key: value for key, value in record["rules"][0].items() if key in rules.Rule._fields}
+    rule = own_rules.from_fields(fields, f"the record of {truth.name}: rule {name}")
     found = {row["artery"]: row for row in record["rows"] if row["rule"] == name}
     turned, label = scan.oriented(truth.scan, truth.label)
     total_only = set(found) == {"CAC"} or (label == UNKNOWN).any()

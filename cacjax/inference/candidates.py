@@ -20,7 +20,7 @@ CHOICES = {"classify": CLASSIFY, "fp_reduction": FP_REDUCTION, "view": view.NAME
 MARGIN_MM = 5.0  # around the heart's box, where the detector still looks
 BALL_STEP = 4
 LONG = 2**23  # voxels to look at from which detection on a CPU takes minutes
-NO_VIEW = "the detector saw the scan as it is: its view needs the mean of the aorta, and none was given"
+NO_VIEW = {"view_not_applied": "the detector saw the scan as it is: its view needs the mean of the aorta, and none was given"}
 
 
 class Arrays(NamedTuple):
@@ -68,7 +68,7 @@ def detector(config, predict) -> Detector:
         least_hu = min(CALCIUM_HU, threshold_hu) if scoring.classify == "all" else threshold_hu
         how = How(network, reach, scoring.fp_reduction, scoring.classify, slab)
         long = bool(np.prod(between.box[1] - between.box[0]) > LONG)
-        return Plan(Arrays(between, ball, np.float32(least_hu)), how, long, notes=(NO_VIEW,) if slab and aorta_hu is None else ())
+        return Plan(Arrays(between, ball, np.float32(least_hu)), how, long, flags=NO_VIEW if slab and aorta_hu is None else {})
 
     def find(state, case, how) -> Finding:
         network_hu, wanted, around = _prepare(case, how)

@@ -1,7 +1,6 @@
 """Lesions: connected components, their table, and growing with reduction of false positives. Arrays are [z, y, x].
 
-Everything runs on the device with static shapes. Sums of HU are integers in units of 1/1024 HU, kept in four int32 words of 7 bits
-and the rest, so that they are exact and the same on every run for up to 2^25 runs of voxels; only the last step is float32.
+Everything runs on the device with static shapes. Sums of HU are exact (`exact`); only the last step is float32.
 """
 
 import functools
@@ -9,20 +8,17 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array, lax
-from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Float32, Int32, UInt8, UInt32
+from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
 
 from cacjax.classes import ARTERIES
 from cacjax.kernels import bits, neighbours, runs
+from cacjax.kernels.exact import HU_UNIT, digits, hu_of_runs, undigits
 from cacjax.kernels.shapes import HU, Labels, Mask, Scalar, Spacing
 
 N_CLASSES = 1 + len(ARTERIES)  # with background
 CAPACITIES = (512, 4096, 65536, 1 << 20)
 STEPS = ("threshold", "grow", "size", "heart", "specks")
-HU_UNIT = 1.0 / 1024.0
-_DIGIT = 7
 
 
 class Lesions(NamedTuple):
@@ -100,14 +96,28 @@ def table(
 
 @functools.partial(jax.jit, static_argnames=("connectivity", "capacity", "by_slice"))
 def find(
-    mask: Mask, hu: HU, artery: Labels, spacing_mm: Spacing, *, connectivity: int = 26, capacity: int = CAPACITIES[0], by_slice: bool = True
+    mask: Mask,
+    hu: HU,
+    artery: Labels,
+    spacing_mm: Spacing,
+    counted: UInt32[Array, "z y words"] | None = None,
+    *,
+    connectivity: int = 26,
+    capacity: int = CAPACITIES[0],
+    by_slice: bool = True,
 ) -> Lesions:
-    """`label` and `table` at once, without the volume of labels, which costs more than all the rest; options of both."""
+    """`label` and `table` at once, without the volume of labels, which costs more than all the rest; options of both.
+
+    counted: whole runs of the mask in words (`bits.pack`), such as the slices of a lesion that are large enough for a rule. Only these are
+    measured, and only lesions with some are listed; the others still join what they touch.
+    """
     mask = mask.astype(bool)
 
     def work(found, packed):
         component, n = neighbours.components(found, packed, mask.shape, connectivity=connectivity)
-        return n, _measure(found, packed.n, jnp.where(found.valid, component - 1, capacity), hu, artery, capacity, by_slice)
+        if counted is not None:
+            component, n = neighbours.only(counted, component, found)
+        return n, _measure(found, packed.n, jnp.where(component > 0, component - 1, capacity), hu, artery, capacity, by_slice)
 
     n, measured = runs.over(mask, work)
     return _as_table(n, capacity, *measured, jnp.asarray(spacing_mm, jnp.float32), mask.shape)
@@ -158,33 +168,6 @@ def _votes(at, ones, classes):
     planes = lax.optimization_barrier([runs.pack((values >> bit) & 1)[:, 0] for bit in range(3)])
     of_class = ([p if c >> bit & 1 else ~p for bit, p in enumerate(planes)] for c in range(1, N_CLASSES))
     return [runs.popcount(functools.reduce(jnp.bitwise_and, parts, ones)) for parts in of_class]
-
-
-def hu_of_runs(at: Int32[Array, " n"], ones: UInt32[Array, " n"], hu: HU) -> tuple[Int32[Array, " n"], Float32[Array, " n"]]:
-    """Sum in units of 1/1024 HU (HU clipped to 16 bits: 32 x 2^15 x 2^10 = 2^30) and peak of each run.
-
-    at: flat index in the packed mask of `hu` of the word that each run lies in; ones: its bits.
-    """
-    values, ones = bits.windows(hu, at, ones)
-    values = values.astype(jnp.float32)
-    on = (ones[:, None] >> jnp.arange(runs.WORD, dtype=jnp.uint32)) & 1 == 1
-    fixed = jnp.round(jnp.clip(values, -32768, 32767) / HU_UNIT).astype(jnp.int32)
-    return jnp.where(on, fixed, 0).sum(1, dtype=jnp.int32), jnp.where(on, values, -jnp.inf).max(1)
-
-
-def digits(values: Int32[Array, "*shape"], n: int) -> list[Int32[Array, "*shape"]]:
-    """A whole number as n words, n - 1 of 7 bits and the signed rest: sums of words stay in range where sums of values would not."""
-    low = [(values >> (_DIGIT * i)) & ((1 << _DIGIT) - 1) for i in range(n - 1)]
-    return [*low, values >> (_DIGIT * (n - 1))]
-
-
-def undigits(words: Int32[ArrayLike, "*rows n"]) -> Float[ArrayLike, "*rows"]:
-    """The sum that sums of `digits` stand for: float32 on the device, float64 for numpy arrays."""
-    # The low words hold up to 2^25 x 127 < 2^32: as unsigned.
-    library, kind = (np, np.float64) if isinstance(words, np.ndarray) else (jnp, jnp.float32)
-    low, high = words[..., :-1].astype(library.uint32), words[..., -1]
-    scale = np.array([float(1 << (_DIGIT * i)) for i in range(words.shape[-1])], kind)
-    return (low.astype(kind) * scale[:-1]).sum(-1) + high.astype(kind) * scale[-1]
 
 
 def _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, shape):

@@ -5,10 +5,10 @@ import functools
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jaxtyping import Int32
+from jaxtyping import Int32, UInt32
 
 from cacjax.kernels import union_find
-from cacjax.kernels.bits import bisect, popcount, take, up_to
+from cacjax.kernels.bits import bisect, popcount, running_sum, take, up_to
 from cacjax.kernels.runs import Mask, Runs, in_chunks, is_small, kept, runs_before, split, starts_of
 from cacjax.kernels.shapes import Shape
 
@@ -29,6 +29,17 @@ def components(runs: Runs, mask: Mask, shape: Shape, *, connectivity: int) -> tu
     parent, edges = in_chunks(link, node, touched, *runs, n=mask.n)
     number, n = union_find.number(parent, edges, mask.n)
     return jnp.where(runs.valid, number, 0), n
+
+
+def only(
+    counted: UInt32[Array, "z y words"], component: Int32[Array, " capacity"], runs: Runs
+) -> tuple[Int32[Array, " capacity"], Int32[Array, ""]]:
+    """Dense numbers, in the same order, of the components with a run in `counted` (whole runs as `bits.pack` has them), and how many there
+    are; 0 at every other run, of these components, too."""
+    used = runs.valid & ((take(counted.ravel(), runs.word) >> runs.start.astype(jnp.uint32)) & 1 == 1)
+    some = jnp.zeros_like(component).at[jnp.where(used, component - 1, component.size)].max(1, mode="drop")
+    number = running_sum(some, most=1)
+    return jnp.where(used, number[component - 1], 0), number[-1]
 
 
 def _ranks(runs, mask):

@@ -1,7 +1,8 @@
 """Scoring rules by name: what counts as calcium, as a lesion, and how it is weighted. Small frozen records with their sources.
 
 Implementations of "the Agatston score" differ in every one of these points, by up to a fifth of the score, so a score is only
-reported together with the name of its rule. Limits are in HU, half-open (`200 <= peak < 300` weighs 2).
+reported together with the name of its rule. Limits are in HU, half-open (`200 <= peak < 300` weighs 2). A rule of one's own is a
+`Rule`, or a dict of its fields as a TOML table or a record gives it (`own_rules`).
 """
 
 import math
@@ -19,7 +20,8 @@ GRANI = (
 
 
 class Minimum(NamedTuple):
-    """Least component that counts: `value` in `unit` ("px", "area_mm2", "volume_mm3"); voxels by `rounding` ("ceil", "round")."""
+    """Least component that counts: `value` in `unit` ("px", "area_mm2", "volume_mm3"); in voxels by `rounding`: "ceil" (this or more),
+    "round" (to the nearest number of voxels) or "above" (more than this)."""
 
     value: float = 0.0
     unit: str = "px"
@@ -68,6 +70,7 @@ RULES = {
         by_kvp=(AtVoltage(100, 147.0),),
     ),
     "agatston_1990": Rule("Agatston 1990: 3 mm slices, no factor", minimum=ONE_MM2, thickness="none"),
+    "strict_130": Rule("Agatston 1990 with more than 130 HU, whatever the tube voltage", strict=True, minimum=ONE_MM2),
     "ge": Rule("van Praagh 2021, GE and literature: MATLAB labels with 4 neighbours", connectivity=4, minimum=ONE_MM2),
     "siemens": Rule("van Praagh 2021, syngo: no minimum", connectivity=4),
     "philips": Rule(
@@ -163,11 +166,11 @@ def at_kvp(rule, kvp):
 
 
 def for_voltage(rule, kvp):
-    """(rule for this tube voltage, notes): a voltage that the rule's source does not name leaves it as it is, and is noted."""
+    """`at_kvp`, or the rule as it is where its source gives nothing for this tube voltage, as its `kvp` tells."""
     try:
-        return at_kvp(rule, kvp), []
-    except ValueError as error:
-        return rule, [f"limits of {rule.kvp:g} kV used: {error}"]
+        return at_kvp(rule, kvp)
+    except ValueError:
+        return rule
 
 
 def at_threshold(rule, threshold_hu):
@@ -181,7 +184,7 @@ def min_voxels(rule, spacing_mm):
     dz, dy, dx = (float(s) for s in spacing_mm)
     exact = value / {"px": 1.0, "area_mm2": dy * dx, "volume_mm3": dz * dy * dx}[unit]
     # 1 / (0.1 * 0.1) is not 100 in floating point.
-    return max(1, math.ceil(exact - 1e-9) if rounding == "ceil" else round(exact))
+    return max(1, {"ceil": math.ceil(exact - 1e-9), "round": round(exact), "above": math.floor(exact + 1e-9) + 1}[rounding])
 
 
 def pixel_score(rule, spacing_mm, *, slice_thickness_mm=None):

@@ -1,6 +1,6 @@
 """Calcium scores by named rules, and risk categories. Arrays are [z, y, x], HU, spacing (dz, dy, dx) in mm.
 
-The device returns whole numbers (weighted pixels, voxels, and HU sums in words, see `lesions.digits`); the host turns them into
+The device returns whole numbers (weighted pixels, voxels, and HU sums in words, see `exact.digits`); the host turns them into
 Agatston units, mm3 and mg in float64, so that the last digits do not depend on the device.
 """
 
@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.typing import ArrayLike
-from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, Integer, Real
+from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, Integer, Real, UInt32
 
 from cacjax.classes import ARTERIES, CLASSES, CORONARY
-from cacjax.kernels import lesions, neighbours, rules, runs
+from cacjax.kernels import exact, lesions, neighbours, rules, runs
 from cacjax.kernels.shapes import HU, Labels, Mask, Scalar, Spacing
 
 
@@ -113,7 +113,7 @@ def from_totals(found: Totals, spacing_mm: Spacing, rule: rules.Rule, unit: Scal
     voxel_mm3 = float(np.prod(np.asarray(spacing_mm, np.float64)))
     agatston = found.whole.astype(np.float64) if rule.whole_lesions else found.weighted_px * float(unit)
     factor = np.nan if mass_factor is None else mass_factor
-    mass_mg = lesions.undigits(found.hu) * lesions.HU_UNIT * voxel_mm3 * factor / 1000.0
+    mass_mg = exact.undigits(found.hu) * exact.HU_UNIT * voxel_mm3 * factor / 1000.0
     names = tuple(str(i) for i in range(1, len(agatston) + 1))
     return Scores(names, agatston, found.voxels * voxel_mm3, mass_mg, found.n_lesions.astype(np.int64))
 
@@ -127,7 +127,7 @@ def by_artery(each: Scores, classes: tuple[int, ...] = ARTERIES) -> Scores:
 
 def volume_sum(digits: Int32[ArrayLike, "k 4"], spacing_mm: Spacing, classes: tuple[int, ...] = ARTERIES) -> Float64[np.ndarray, " rows"]:
     """HU x mm³, float64, in the rows of `by_artery`, of digits [k, 4] of the sum of HU as `Totals` has them."""
-    value = lesions.undigits(digits) * lesions.HU_UNIT * float(np.prod(np.asarray(spacing_mm, np.float64)))
+    value = exact.undigits(digits) * exact.HU_UNIT * float(np.prod(np.asarray(spacing_mm, np.float64)))
     named = [i for i, number in enumerate(classes) if CLASSES[number] != "CAC"]
     return np.append(value[named], value[_coronary(classes)].sum())
 
@@ -167,6 +167,14 @@ def count(
 
     buckets: capacities for runs of candidates, beyond `runs.CHUNK` multiples of it; check `overflow`.
     """
+    return count_and_mark(regions, hu, numbers, n_regions=n_regions, connectivity=connectivity, peak=peak, buckets=buckets)[0]
+
+
+@functools.partial(jax.jit, static_argnames=("n_regions", "connectivity", "peak", "buckets"))
+def count_and_mark(
+    regions: Labels, hu: HU, numbers: Numbers, *, n_regions: int, connectivity: int, peak: str, buckets: tuple = runs.BUCKETS[:3]
+) -> tuple[Totals, UInt32[Array, "z y words"]]:
+    """`count`, and the voxels that it counts as a mask in words (`bits.pack`), of all regions together."""
     # Regions lie one above the other with an empty slice between: one labelling serves all, and none joins another.
     depth, height, width = hu.shape[0] + 1, hu.shape[1], hu.shape[2]
     candidates, in_3d = hu >= numbers.threshold_hu, connectivity in (6, 18, 26)
@@ -186,11 +194,11 @@ def count(
         ones = runs.bits(found)
         length = runs.popcount(ones)
         in_scan = jnp.where(found.valid, found.word - region * (words[0].size), 0)
-        hu_sum, top = runs.in_chunks(lambda words, ones: lesions.hu_of_runs(words, ones, hu), in_scan, ones)
+        hu_sum, top = runs.in_chunks(lambda words, ones: exact.hu_of_runs(words, ones, hu), in_scan, ones)
         counted = _spread(_sum, component, length) >= numbers.least
         part = _parts(component, z) if in_3d and peak == "slice" else component
         weight = weights(_spread(_top, part, top), numbers.limits, numbers.floor_weight)
-        fields = [length * weight, length, *lesions.digits(hu_sum, 4)]
+        fields = [length * weight, length, *exact.digits(hu_sum, 4)]
         kept = jnp.where(counted, region, n_regions)
         sums = jnp.zeros((n_regions, 6), jnp.int32).at[kept].add(jnp.stack(fields, 1), mode="drop")
         whole = jnp.round(_spread(_sum, component, length * weight) * numbers.unit).astype(jnp.int32)
@@ -199,11 +207,14 @@ def count(
         in_counted = _spread(_top, lesion, counted.astype(jnp.float32)) > 0
         n_lesions = jnp.zeros((n_regions,), jnp.int32)
         n_lesions = n_lesions.at[jnp.where(in_counted, region, n_regions)].add(_first(lesion), mode="drop")
-        return sums[:, 0], sums[:, 1], sums[:, 2:], tally[:, 0], tally[:, 1], n_lesions
+        # A component is whole runs, and regions do not overlap: no bit comes twice.
+        marked = jnp.zeros((words[0].size,), jnp.uint32).at[in_scan].add(jnp.where(counted, ones, 0))
+        return (sums[:, 0], sums[:, 1], sums[:, 2:], tally[:, 0], tally[:, 1], n_lesions), marked
 
     # The runs of all regions together are no more than the voxels; that many, several scans' worth, are for the host to retry.
     sizes = tuple(b for b in buckets if b < hu.size) or (runs.whole_chunks(hu.size),)
-    return Totals(*runs.in_bucket(work, packed, sizes), packed.n, packed.n > sizes[-1])
+    totals, marked = runs.in_bucket(work, packed, sizes)
+    return Totals(*totals, packed.n, packed.n > sizes[-1]), marked.reshape(words[0].shape)[:-1]
 
 
 def weights(

@@ -8,16 +8,16 @@ from cacjax.classes import AORTA, CLASSES, STRUCTURES
 from cacjax.files import scan
 from cacjax.report import pictures
 
-SUFFIXES = {"final": "_mask.nii.gz", "before": "_detected.nii.gz", "map": "_map.nii.gz"}
+SUFFIXES = {"final": "_mask.nii.gz", "scored": "_scored.nii.gz", "before": "_detected.nii.gz", "map": "_map.nii.gz"}
 PROBABILITY = "_probability.nii.gz"
 OUTPUTS = (".json", ".png", *SUFFIXES.values(), PROBABILITY, "_heart.nii.gz", "_heart.png")
 
 
 def write(result, out, name, *, save_probability=False):
-    """Write the masks of a Result and its picture to the folder `out` as <name>_mask.nii.gz and so on, not the record; and what a heart
-    network found. Returns {stage: file name} of the masks."""
+    """Write the masks of a Result and a picture of what is scored to the folder `out` as <name>_mask.nii.gz and so on, not the record; and
+    what a heart network found. Returns {stage: file name} of the masks."""
     out, grid = pathlib.Path(out), result.answer or result.scan
-    stages = {"final": result.mask, "before": result.before, "map": result.map}
+    stages = {"final": result.mask, "scored": result.scored, "before": result.before, "map": result.map}
     masks = {stage: f"{name}{SUFFIXES[stage]}" for stage, array in stages.items() if array is not None}
     for stage, file in masks.items():
         if stage == "map":
@@ -27,7 +27,7 @@ def write(result, out, name, *, save_probability=False):
     if save_probability and result.probability is not None:
         scan.write_image(result.probability, grid.affine, out / f"{name}{PROBABILITY}", np.float32)
     heart = result.heart if result.answer is None else None
-    turned, mask, around = scan.oriented(grid, result.mask, result.mask if heart is None else heart)
+    turned, mask, around = scan.oriented(grid, result.scored, result.scored if heart is None else heart)
     classes = any(row["artery"] == "CAC" for row in result.rows)
     pictures.overlay(
         out / f"{name}.png",
@@ -45,10 +45,11 @@ def write(result, out, name, *, save_probability=False):
 
 
 def caption(name, result):
-    """One line over the picture: the scan, its total score, the threshold."""
+    """One line over the picture: the scan, its total score, the first rule and the HU from which it counts."""
     total = next((row for row in result.rows if row["artery"] == "CAC"), None)
     text = f"{name}: Agatston {total['agatston']:.1f}, category {total['category']}" if total else f"{name}: given regions"
-    return f"{text}, voxels from {result.record['threshold']['hu']:.0f} HU"
+    first = result.rows[0] if result.rows else {"rule": result.record["rules"][0]["name"], "threshold_hu": result.record["threshold"]["hu"]}
+    return f"{text}; scored by rule {first['rule']} from {first['threshold_hu']:.0f} HU"
 
 
 def write_structures(structures, image, threshold, out, name):

@@ -2,7 +2,7 @@
 
 Scans are padded to a few shapes, and everything else that differs between scans (spacing, thresholds, heart, what the system planned,
 what the rules come to) is an argument: a second scan of a like size compiles nothing. A capacity that does not hold all lesions is told
-by the tables (`overflow`), and `tabulate` counts again with a larger one; nothing is lost.
+by the tables (`overflow`), and `complete` counts again with a larger one; nothing is lost.
 """
 
 import functools
@@ -45,11 +45,13 @@ class Reading(NamedTuple):
 
 
 class Tables(NamedTuple):
-    """Of every rule the totals by class [k] and the risk category of coronary calcium; the 26-connected lesions of each class,
-    [k, capacity]; the digits [k, 4] of the sum of the `Finding.map`, or None."""
+    """Of every rule the totals by class [k] and the risk category of coronary calcium; of the first rule the voxels that it counts, as
+    words of a mask (`bits.pack`), and the lesions of each class, [k, capacity], of these voxels alone (those that `Totals.n_lesions`
+    counts); the digits [k, 4] of the sum of the `Finding.map`, or None."""
 
     totals: tuple
     categories: tuple
+    scored: Any
     lesions: lesions.Lesions
     map_hu: Any
 
@@ -91,26 +93,36 @@ def compute(detector, state, case, reading, how, *, long):
     else:
         finding, tables = detect_and_score(detector.find, state, case, reading, how)
     finding = finding if finding.hu is not None else finding._replace(hu=case.hu)
-    if more := ample(tables := jax.device_get(tables), how):
-        tables = jax.device_get(tabulate(finding, reading, more))
-    return finding, tables
+    return finding, complete(tables, finding, reading, how)
+
+
+def complete(tables, finding, reading, how):
+    """Tables on the host, counted again with capacities that hold everything where theirs did not."""
+    while more := ample(tables := jax.device_get(tables), how):  # what overflows in the scores has no lesions yet
+        tables, how = tabulate(finding, reading, more), more
+    return tables
 
 
 def _tabulate(finding, reading, how):
     regions = _regions(finding.label, how.classes)
 
-    def of_rule(hu, numbers, kind):
+    def of_rule(read, hu, numbers, kind):
         options = {"n_regions": len(how.classes), "connectivity": kind.connectivity, "peak": kind.peak, "buckets": how.buckets}
-        return scores.count(regions, hu, numbers, **options)
+        return read(regions, hu, numbers, **options)
 
     def of_class(number):
-        return lesions.find(regions == number, finding.hu, finding.label, reading.spacing_mm, capacity=how.capacity)
+        candidates = (regions == number) & (finding.hu >= reading.numbers[0].threshold_hu)
+        joined = 26 if how.kinds[0].connectivity in (4, 8) else how.kinds[0].connectivity
+        options = {"connectivity": joined, "capacity": how.capacity}
+        return lesions.find(candidates, finding.hu, finding.label, reading.spacing_mm, scored, **options)
 
     def none(number):
         del number
         return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
 
-    totals = tuple(of_rule(finding.hu, *each) for each in zip(reading.numbers, how.kinds))
+    first, *others = zip(reading.numbers, how.kinds)
+    totals, scored = of_rule(scores.count_and_mark, finding.hu, *first)
+    totals = (totals, *(of_rule(scores.count, finding.hu, *each) for each in others))
     numbers = jnp.arange(1, len(how.classes) + 1, dtype=regions.dtype)
     shapes = jax.eval_shape(of_class, numbers[0])
     found = lax.map(lambda number: lax.cond((regions == number).any(), of_class, none, number), numbers)
@@ -119,8 +131,8 @@ def _tabulate(finding, reading, how):
     map_hu = None
     if finding.map is not None:  # every voxel of the label counts
         everything = reading.numbers[0]._replace(threshold_hu=jnp.float32(-jnp.inf), least=jnp.int32(1))
-        map_hu = of_rule(finding.map, everything, how.kinds[0]).hu
-    return Tables(totals, categories, border(found, reading.shape), map_hu)
+        map_hu = of_rule(scores.count, finding.map, everything, how.kinds[0]).hu
+    return Tables(totals, categories, scored, _border(found, reading.shape), map_hu)
 
 
 def _regions(label, classes):
@@ -130,9 +142,15 @@ def _regions(label, classes):
     return sum(((label == number) * np.uint8(i) for i, number in enumerate(classes, 1)), jnp.zeros_like(label))
 
 
-def border(found, shape):
+def _border(found, shape):
     """A lesion table that tells which lesions touch the edge of the scan, not that of the padded volume."""
     return found._replace(touches_border=(found.voxels > 0) & ((found.low == 0) | (found.high == shape)).any(-1))
+
+
+def scored_label(tables, label):
+    """A label [z, y, x] on the host, 0 where the first rule does not count a voxel."""
+    on = np.unpackbits(np.ascontiguousarray(tables.scored, "<u4").view(np.uint8), axis=-1, count=label.shape[-1], bitorder="little")
+    return label * on
 
 
 def ample(tables, how):

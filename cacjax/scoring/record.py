@@ -3,9 +3,9 @@
 import jax
 import numpy as np
 
-from cacjax.classes import CLASSES
 from cacjax.files import scan
 from cacjax.kernels import rules
+from cacjax.scoring import threshold
 
 
 def make_rows(rule, totals, category=None, map_hu=None):
@@ -23,23 +23,24 @@ def make_rows(rule, totals, category=None, map_hu=None):
     return rows
 
 
-def lesions_by_class(found, affine, classes):
-    """Every lesion of tables stacked by class, largest first within a class: a list of dicts, see `list_lesions`."""
+def lesions_by_class(found, affine, names):
+    """Every lesion of tables stacked by class, which have these names, largest first within a class: a list of dicts, see
+    `list_lesions`."""
     listed = []
-    for number, label in enumerate(classes):
+    for number, name in enumerate(names):
         entries = list_lesions(jax.tree.map(lambda field, k=number: field[k], found), affine)
-        listed += [{"artery": CLASSES[label], **lesion} for lesion in sorted(entries, key=lambda lesion: -lesion["n_voxels"])]
+        listed += [{"artery": name, **lesion} for lesion in sorted(entries, key=lambda lesion: -lesion["n_voxels"])]
     return listed
 
 
 def list_lesions(found, affine):
     """Rows of a lesion table as dicts; `centre_mm` is the centre of the voxels in LPS mm, `affine` that of their grid."""
-    found = jax.device_get(found)
+    found, voxel_mm3 = jax.device_get(found), float(np.prod(scan.spacing_mm(affine)))
     centre_mm = found.centroid.astype(np.float64) @ affine[:3, :3].T + affine[:3, 3]
     return [
         {
             "n_voxels": int(found.voxels[k]),
-            "volume_mm3": float(found.volume_mm3[k]),
+            "volume_mm3": int(found.voxels[k]) * voxel_mm3,
             "peak_hu": float(found.peak_hu[k]),
             "mean_hu": float(found.mean_hu[k]),
             "centre_mm": centre_mm[k].round(2).tolist(),
@@ -57,12 +58,41 @@ def describe_rule(name, rule, image):
     return {"name": name, **rule._asdict(), "minimum": rule.minimum._asdict(), "min_voxels": least}
 
 
-def warnings(limit, named_rules, image):
-    """What a reader of the scores should know about their threshold."""
-    notes = []
+def flags_of(limit, asked, used, image):
+    """Flags {code: note}: what a reader of the scores should know. asked, used: {name: rule} before and after the tube voltage is known."""
+    kvp, notes = image.acquisition.kvp, {}
     if image.acquisition.contrast and limit["from"] == "assumed non-contrast":
-        notes.append("the header names a contrast agent, but no scan threshold was given: enhanced blood may count as calcium")
-    for rule in named_rules.values():
-        if rule.threshold_hu is not None and limit["hu"] < rule.threshold_hu:
-            notes.append(f"the mask starts at {limit['hu']:g} HU, the rule counts from {rule.threshold_hu:g} HU")
-    return notes
+        words = "the header names a contrast agent, but no scan threshold was given: enhanced blood may count as calcium"
+        notes["contrast_agent"] = [words]
+    for name, rule in used.items():
+        usual, least = asked[name], counts_from(limit, rule)
+        # Of regions the mask itself starts where the rule does.
+        binds = rule.threshold_hu != usual.threshold_hu and (limit["hu"] <= threshold.native(rule) or least != counts_from(limit, usual))
+        if kvp not in (None, rule.kvp):
+            words = f"rule {name} has no limits for {kvp:g} kV: those of {rule.kvp:g} kV were used"
+            notes.setdefault("kvp_not_in_rule", []).append(words)
+        elif binds or rule.limits != usual.limits:
+            words = f"at {kvp:g} kV rule {name} counts {_say(rule)}; at {usual.kvp:g} kV {_say(usual)}"
+            notes.setdefault("kvp_limits", []).append(words)
+        if limit["from"] == "option" and least > limit["hu"]:
+            words = f"the mask starts at {limit['hu']:g} HU, as told, but rule {name} counts from {least:g} HU"
+            notes.setdefault("rule_threshold", []).append(words)
+    return {code: "; ".join(words) for code, words in notes.items()}
+
+
+def _say(rule):
+    least = "all of the mask" if rule.threshold_hu is None else f"from {rule.threshold_hu:g} HU"
+    return f"{least}, weighed by {rule.limits}"
+
+
+def counts_from(limit, rule):
+    """The HU from which voxels count by a rule: the scan's threshold or, where it is higher, the rule's."""
+    return limit["hu"] if rule.threshold_hu is None or limit["hu"] > threshold.native(rule) else rule.threshold_hu
+
+
+def about(image):
+    """What rows tell of their scan, None where its header does not: voltage, kernel, spacing (z x y x x), and whose it is."""
+    header = image.acquisition
+    spacing = " x ".join(f"{mm:.5g}" for mm in scan.spacing_mm(scan.oriented(image).affine))
+    told = {"kvp": header.kvp, "kernel": header.kernel or None, "spacing_mm": spacing}
+    return told | {"patient": header.patient_id or None, "study": header.study_uid or None, "series": header.series_uid or None}
