@@ -69,7 +69,7 @@ def cases(options):
 
     rule, classes = rules.named("default"), task.detector.classes
     unit = rules.pixel_score(rule, spacing_mm)
-    reading, kinds = one_scan.read_by({"default": rule}, {"default": unit}, shape, spacing_mm, "default")
+    reading, kinds, _ = one_scan.read_by(one_scan.Weighing({"default": rule}, "default", None), shape, spacing_mm)
     how = program.How(plan.how, kinds, classes)
     given = state, case, jax.device_put(reading)
     whole, took = compiled(lambda *given: program.detect_and_score(task.detector.find, *given, how), *given)
