@@ -10,6 +10,8 @@ import SimpleITK as sitk
 from cacjax import evaluate
 from cacjax.classes import CLASSES
 from cacjax.files import scan
+from cacjax.kernels import rules
+from cacjax.report import tables
 
 SPACING = (2.0, 1.0, 0.5)  # a voxel is 1 mm³
 SHAPE = (4, 16, 16)
@@ -26,13 +28,19 @@ def write_image(path, array, spacing=SPACING, origin=(0.0, 0.0, 0.0)):
 
 
 def predict(folder, name, *, rule="default", agatston=None, **masks):
-    """What `cacjax.score` writes of a scan: masks by stage, and the record that names them. agatston: {artery: score}, default 0 each."""
+    """What `cacjax.score` writes of a scan: masks by stage, and the record that names them.
+
+    agatston: {artery: score}, default 0 each. rule: a name, or the fields of a rule of one's own.
+    """
+    rule = rule if isinstance(rule, dict) else {"name": rule} | tables.plain(rules.RULES[rule])
     files = {stage: f"{name}_{FILES[stage]}.nii.gz" for stage in masks}
     for stage, mask in masks.items():
         write_image(folder / files[stage], mask)
     agatston = agatston or dict.fromkeys((*CLASSES[1:7], "CAC"), 0.0)
-    rows = [{"scan": name, "status": "scored", "rule": rule, "artery": artery, "agatston": score} for artery, score in agatston.items()]
-    record = {"scan": name, "status": "scored", "reason": "", "masks": files, "rules": [{"name": rule}], "rows": rows}
+    rows = [
+        {"scan": name, "status": "scored", "rule": rule["name"], "artery": artery, "agatston": score} for artery, score in agatston.items()
+    ]
+    record = {"scan": name, "status": "scored", "reason": "", "masks": files, "rules": [rule], "rows": rows}
     write_record(folder, name, record | {"acquisition": {"kvp": None, "slice_thickness_mm": None}})
 
 
@@ -101,6 +109,9 @@ def test_masks_drawn_by_hand(cohort, capsys):
     assert "| after" in shown and "2 scans, 2 predictions, 0 missing" in shown
     assert all((out / f"{name}.png").stat().st_size > 10_000 for name in ("comparison", "agreement", "outliers_before", "outliers_after"))
     assert json.loads((out / "evaluation.json").read_text())["n_scans"] == 2
+    taken = {name: summary(out, table="arteries", arm="after", reference=name) for name in ("LAD", "LCX", "RCA", "none")}
+    cells = {name: [float(row[f"found_{as_what}_mm3"]) for as_what in taken] for name, row in taken.items()}
+    assert cells == {"LAD": [6, 0, 0, 0], "LCX": [0] * 4, "RCA": [0, 2, 0, 0], "none": [2, 0, 0, 0]} and "found_none_mm3" in shown
 
 
 def test_missing_predictions_are_rows_with_a_reason(cohort, capsys):
@@ -154,6 +165,7 @@ def test_calcium_of_an_unknown_artery_counts_in_total_only(cohort):
     assert row["artery"] == "CAC" and float(row["sensitivity"]) == pytest.approx(6 / 8, abs=1e-5) and float(row["fp_mm3"]) == 0
     row = summary(out, table="agreement", quantity="agatston")
     assert row["artery"] == "CAC" and float(row["bias"]) == pytest.approx(-1)
+    assert len((out / "arteries.csv").read_text().splitlines()) == 1, "nothing to tell apart"
 
 
 def test_a_reference_of_unknown_arteries_says_nothing_about_each(cohort):
@@ -228,6 +240,18 @@ def test_agreement_by_hand(cohort, capsys):
     row = summary(out, table="agreement", arm="old", stage="before", artery="CAC", quantity="volume_mm3")
     assert row["spearman"] == "" and float(row["icc"]) == pytest.approx(0), "(0, 8) and (0, 0): raters differ as much as scans"
     assert "Spearman" in capsys.readouterr().out
+
+
+def test_agatston_of_the_reference_by_a_rule_of_ones_own(cohort):
+    """From 300 HU, limits of 250 and more, no 2/3: LAD 6 px of 0.5 mm² x 4 = 12, RCA too small."""
+    own = {"name": "mine", "source": "", "minimum": {"value": 3}, "limits": [250, 260, 270, 280], "thickness": "none", "min_voxels": 3}
+    new = cohort / "new"
+    for name in "ab":
+        predict(new, name, rule=own, final=draw())
+    evaluate.main(["--predictions", str(new), "--reference", str(cohort / "reference")])
+    written = json.loads((new / "evaluation.json").read_text())
+    known = {r["artery"]: r["reference_agatston"] for r in written["scans"] if r["scan"] == "a" and "reference_agatston" in r}
+    assert (known["LAD"], known["RCA"], known["CAC"]) == (12, 0, 12)
 
 
 def test_agatston_of_the_reference_by_the_rule_of_the_record(cohort):

@@ -18,11 +18,11 @@ SCAN_METRICS = ("scan_sensitivity", "scan_fpr", "scan_f1")
 
 
 class Counts(NamedTuple):
-    """True positives, false positives and false negatives: voxels, lesions or scans."""
+    """True positives, false positives and false negatives: voxels, mm³, lesions or scans."""
 
-    tp: int
-    fp: int
-    fn: int
+    tp: float
+    fp: float
+    fn: float
 
 
 def count_voxels(found, real):
@@ -54,6 +54,14 @@ def count_sizes(found_labels, real_labels, voxel_mm3):
     hit[real_labels[found_labels > 0]] = True
     within = {size: (volume >= low) & (volume < high) for size, (low, high) in SIZES_MM3.items()}
     return {size: Counts(int((mask & hit[1:]).sum()), 0, int((mask & ~hit[1:]).sum())) for size, mask in within.items()}
+
+
+def confusion_mm3(found, real, arteries, voxel_mm3):
+    """Volume [n + 1, n + 1] that the reference gives to each of n arteries (rows) and that was found as each (columns), of two class masks;
+    the last row and column: none of them. What is none in both is left out."""
+    either = np.isin(real, arteries) | np.isin(found, arteries)
+    rows, columns = ([*(mask[either] == c for c in arteries), ~np.isin(mask[either], arteries)] for mask in (real, found))
+    return np.array([[np.count_nonzero(row & column) for column in columns] for row in rows]) * voxel_mm3
 
 
 def count_scans(found, real):
@@ -107,6 +115,7 @@ def mean_sd(values):
 def metrics(voxels, lesions, lesions_code, sizes, voxel_mm3):
     """Record of one scan and target: the metrics, and the counts (of voxels and lesions) that pooling needs. sizes: of `count_sizes`;
     the sensitivity for a size that the reference lacks is NaN."""
+    volume = Counts(*(n * voxel_mm3 for n in voxels))
     return {
         "sensitivity": sensitivity(voxels),
         "ppv": precision(voxels),
@@ -122,14 +131,14 @@ def metrics(voxels, lesions, lesions_code, sizes, voxel_mm3):
         "reference_mm3": (voxels.tp + voxels.fn) * voxel_mm3,
         "found_mm3": (voxels.tp + voxels.fp) * voxel_mm3,
         "reference_lesions": lesions.tp + lesions.fn,
-        "counts": {"voxels": voxels, "lesions": lesions, "lesions_code": lesions_code, **sizes},
+        "counts": {"voxels": voxels, "volume": volume, "lesions": lesions, "lesions_code": lesions_code, **sizes},
     }
 
 
-def average(records, over):
-    """Mean and SD of every metric over `records` of one target: "all", those "with calcium" of it, or "pooled"."""
+def average(records, over, unit="voxels"):
+    """Mean and SD of every metric over `records` of one target: "all", those "with calcium" of it, or "pooled" by unit."""
     if over == "pooled":
-        return pool(records)
+        return pool(records, unit)
     chosen = [r for r in records if over == "all" or r["reference_mm3"] > 0]
     summary = {"scans": len(chosen)}
     for name in METRICS:
@@ -137,10 +146,12 @@ def average(records, over):
     return summary
 
 
-def pool(records):
-    """The metrics of all scans taken as one, false positives per scan. Average precision is NaN: it needs voxels."""
-    total = {name: add([r["counts"][name] for r in records]) for name in ("voxels", "lesions", "lesions_code", *SIZES_MM3)}
-    kinds, sizes = (total[name] for name in ("voxels", "lesions", "lesions_code")), {size: total[size] for size in SIZES_MM3}
+def pool(records, unit="voxels"):
+    """The metrics of all scans taken as one, false positives per scan. unit: "voxels", or "volume", where a voxel of each scan weighs as
+    many mm³ as it has. Average precision is NaN: it needs voxels."""
+    kinds = (unit, "lesions", "lesions_code")
+    total = {name: add([r["counts"][name] for r in records]) for name in (*kinds, *SIZES_MM3)}
+    kinds, sizes = (total[name] for name in kinds), {size: total[size] for size in SIZES_MM3}
     pooled = metrics(*kinds, sizes, 1.0) if records else {}
     summary = {"scans": len(records)} | {f"{name}_sd": float("nan") for name in METRICS}
     summary |= {name: pooled.get(name, float("nan")) for name in METRICS}
