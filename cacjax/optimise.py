@@ -94,3 +94,8 @@ def learning_rate(*, peak: float, steps: int, warmup: int, drop_at: float, drop:
         return peak * warm * jnp.where(step >= drop_at * steps, drop, 1.0)
 
     return rate
+
+
+def cosine(*, peak: float, last: float, steps: int):
+    """From `peak` at the first step down to `last` at the last one, along half a cosine (Loshchilov 2017)."""
+    return optax.cosine_decay_schedule(peak, steps, alpha=last / peak)

@@ -313,7 +313,7 @@ def test_linear_grid_takes_means_of_whole_blocks():
 
 @pytest.mark.parametrize("grid", [{"kind": "cubic"}, {"spacing_mm": (1.0, 0.0, 1.0)}, {"spacing_mm": (1.0, 1.0)}])
 def test_an_unusable_grid_is_named(scans, grid):
-    with pytest.raises(ValueError, match=r"data\.grid: expected a kind among spline, linear, cells and three positive spacing_mm"):
+    with pytest.raises(ValueError, match=r"data\.grid: expected a kind among spline, linear, cells, native and three positive spacing_mm"):
         open_quietly(scans.config | {"grid": COMMON["grid"] | grid})
 
 

@@ -45,7 +45,7 @@ def test_a_view_is_scored_with_the_source_network(calls, tmp_path, monkeypatch):
     monkeypatch.setenv("JAX_PLATFORMS", "gpu")  # one after another
     networks = {"base": Network("lessmann.py"), "seen": Network(needs={"source": "base"}, scoring=("view=contrast_removed",))}
     columns = [Column("as it is", "base", "ccta", False), Column("removed", "seen", "ccta", True)]
-    uda.test_protocol(networks, columns, SIZES["tiny"], tmp_path / "scans", tmp_path, 2)
+    uda.test_protocol(networks, columns, tmp_path / "scans", tmp_path)
     plain, seen = (command for command in calls if command[0] == "cacjax.score")
     assert plain[-1:] == ["--scoring.classify=all"]
     assert seen[-2:] == ["--scoring.classify=threshold", "--scoring.view=contrast_removed"]

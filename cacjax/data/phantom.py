@@ -67,8 +67,8 @@ def settings(data) -> dict:
     if labels not in LABELS:
         raise ValueError(f"data.labels of phantoms must be one of {', '.join(LABELS)}, got {labels!r}")
     grid = records.grid_of(data)
-    if grid["kind"] == "cells":
-        grid = {"spacing_mm": [float(s) for s in data["acquired_mm"]], "grid": grid}
+    if grid["kind"] in ("cells", "native"):
+        grid = {"spacing_mm": [float(s) for s in data["acquired_mm"]]} | ({"grid": grid} if grid["kind"] == "cells" else {})
     grid = {"shape": [int(n) for n in data["shape"]], "spacing_mm": grid["spacing_mm"]} | {k: grid[k] for k in grid.keys() & {"grid"}}
     made = {"kind": "phantom", "seed": int(data["seed"]), "splits": splits, "generator": _generator(), **grid}
     return made | ({"labels": labels} if labels != LABELS[0] else {})

@@ -93,6 +93,8 @@ def grid_of(data) -> dict:
             expected = f"positive sides_mm and restore among {', '.join(cells.RESTORE)}"
             raise ValueError(f"data.grid: expected {expected}, got {sides_mm}, {grid['restore']!r}")
         return {"kind": "cells", "sides_mm": sides_mm, "restore": grid["restore"]}
+    if grid["kind"] == "native":
+        return {"kind": "native"}
     kind, spacing_mm = grid["kind"], [float(s) for s in grid["spacing_mm"]]
     if kind not in grids.KINDS or len(spacing_mm) != 3 or min(spacing_mm) <= 0:
         expected = f"a kind among {', '.join(grids.KINDS)} and three positive spacing_mm"

@@ -8,19 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cacjax.classes import AIR_HU
+from cacjax.classes import AIR_HU, CLASSES, CORONARY
 from cacjax.data.augment import AUGMENTATIONS
 from cacjax.data.scans import DETECTED, IndexedScan
 from cacjax.kernels import view
 
 MIN_SLICE_CALCIUM = 3  # a slice counts as calcified from this many labelled voxels (Zhai 2022, official code)
 IN_SLICE = {"bright_in_slice": ("bright", 1), "calcium_in_slice": ("calcium", MIN_SLICE_CALCIUM), "calcium_slice": ("coronary", 1)}
+ARTERY = "artery"  # coronary calcium, the artery first, each that has some as often
 WHOLE = "whole_scan"  # about the middle of a scan, every scan once in an epoch
 WHOLE_SLICES = ("calcium_slice", "clean_slice")
 SLICE_STRATA = ("bright_in_slice", "anywhere_in_slice", "calcium_in_slice", *WHOLE_SLICES)
 SCAN_STRATA = ("coronary", "calcium", "candidate_in_heart", "bright_in_heart", "bright", "heart_box", "anywhere")
-SCAN_STRATA += ("bright_negative", DETECTED, WHOLE)
-LABELLED_STRATA = ("coronary", "calcium", "bright_negative", DETECTED, "calcium_in_slice", *WHOLE_SLICES)
+SCAN_STRATA += ("bright_negative", ARTERY, DETECTED, WHOLE)
+LABELLED_STRATA = ("coronary", ARTERY, "calcium", "bright_negative", DETECTED, "calcium_in_slice", *WHOLE_SLICES)
 PLANES = ("axial", "coronal", "sagittal")
 
 
@@ -137,6 +138,9 @@ def point_in_scan(stratum: str, scan: IndexedScan, rng: np.random.Generator) -> 
     if stratum in ("anywhere", "heart_box"):
         low, high = scan.box if stratum == "heart_box" else (np.zeros(3, int), np.array(scan.hu.shape))
         return tuple(int(v) for v in rng.integers(low, high))
+    if stratum == ARTERY:
+        present = [CLASSES[c] for c in CORONARY if len(scan.voxels[CLASSES[c]])]
+        stratum = present[rng.integers(len(present))] if present else "coronary"
     voxels = scan.voxels[stratum]
     return _unravel(voxels[rng.integers(len(voxels))], scan.hu.shape) if len(voxels) else None
 

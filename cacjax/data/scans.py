@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cacjax.classes import CALCIUM_HU, CORONARY
+from cacjax.classes import CALCIUM_HU, CLASSES, CORONARY
 from cacjax.kernels import grids, view
 
 HEART_MARGIN = (2, 6, 6)  # voxels around the heart's bounding box: the epicardial arteries lie on its border
@@ -51,6 +51,7 @@ def index_scan(record: dict, seen: str = "none") -> IndexedScan:
     voxels = {"bright": bright, "bright_in_heart": bright & inside, "candidate_in_heart": (hu >= threshold) & inside}
     voxels |= {"calcium": label > 0, "coronary": np.isin(label, CORONARY), "bright_negative": bright & (label == 0)}
     voxels = {name: np.flatnonzero(mask).astype(np.int32) for name, mask in voxels.items()}
+    voxels |= {CLASSES[c]: voxels["coronary"][label.ravel()[voxels["coronary"]] == c] for c in CORONARY}
     detected = np.asarray(record.get("detected", ()), np.int32)
     voxels[DETECTED] = detected[label.ravel()[detected] == 0]
     edges = np.arange(hu.shape[0] + 1) * (hu.shape[1] * hu.shape[2])

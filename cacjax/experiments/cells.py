@@ -53,9 +53,12 @@ def identity(column) -> dict:
     return {"restored": column.restore}
 
 
+begin = ensemble.begin
+
+
 def test(experiment, size, test_folder, folder, scans) -> None:
-    """Make the scans and count their cells by every rule."""
-    ensemble.make_scans(size, test_folder, scans)
+    """Count the scans' cells by every rule."""
+    del size, scans
     counted = {column.restore: [] for column in experiment.columns}
     for row in manifest.read(test_folder):
         image = scan.read(row.scan)

@@ -11,7 +11,8 @@ from typing import NamedTuple
 class Network(NamedTuple):
     """A training: a file of configs/ with its words, what is set in it, and the networks that its stages need, {stage: name}.
 
-    Without a config nothing is trained: it is the network that it needs as "source". scoring: what `score` is told, beside.
+    {scans} in a setting stands for the folder of the held-out scans. Without a config nothing is trained: it is the network that it needs
+    as "source". scoring: what `score` is told, beside.
     """
 
     config: str = ""
@@ -34,7 +35,8 @@ def train(networks, size, folder, seed) -> None:
 def training(network, size, root, name, seed) -> list[str]:
     """The words after `python -m` that train a network."""
     variant = ",".join((*size.words, *network.words))
-    settings = [f"seed={seed}", *network.settings, *(f"stages.{stage}.workdir={root / needed}" for stage, needed in network.needs.items())]
+    own = [setting.format(scans=root.parent.parent / "test") for setting in network.settings]
+    settings = [f"seed={seed}", *own, *(f"stages.{stage}.workdir={root / needed}" for stage, needed in network.needs.items())]
     config = f"{network.config}:{variant}" if variant else network.config
     return ["cacjax.train", "--config", config, "--workdir", str(root / name), *(f"--config.{setting}" for setting in settings)]
 

@@ -86,8 +86,8 @@ def identity(column) -> dict:
 
 
 def test(experiment, size, test_folder, folder, scans) -> None:
-    """Make the held-out scans, score them by every ensemble and every member, compare with the truth."""
-    make_scans(size, test_folder, scans)
+    """Score the held-out scans by every ensemble and every member, compare with the truth."""
+    del size, scans
     score = ["cacjax.score", str(test_folder), "--resume"]
     for name in experiment.networks:
         of_run = ["--workdir", str(folder / "networks" / name), "--out"]
@@ -101,8 +101,9 @@ def test(experiment, size, test_folder, folder, scans) -> None:
     tables.write_json(folder / "controls.json", controls(test_folder))
 
 
-def make_scans(size, test_folder, scans) -> None:
-    """The held-out scans, unless they are there: as many patients of each category."""
+def begin(experiment, size, test_folder, scans) -> None:
+    """Make the held-out scans, unless they are there: as many patients of each category."""
+    del experiment
     if not (test_folder / "manifest.csv").exists():
         made = ["--out", str(test_folder), "--protocol", "cardiac", "--seed", str(TEST_SEED), "--workers", "2", "--categories"]
         grid = ["--shape", *map(str, size.shape), "--spacing", *map(str, size.spacing_mm)]

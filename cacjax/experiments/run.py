@@ -3,6 +3,7 @@
     python -m cacjax.experiments uda-quick --out runs/quickstart                     the main job, minutes on a laptop
     python -m cacjax.experiments uda-table2 --size tiny --seeds 3 --out runs/table2  Zhai 2022, Table 2, and further arms
     python -m cacjax.experiments ensemble-table1 --size small --out runs/table1      Gogin 2021, Table 1
+    python -m cacjax.experiments cacnet-table1 --size small --out runs/cacnet        Zhang 2018, Tables 1 and 2; cacnet-table4: ablations
     python -m cacjax.experiments ensemble-cells --size small --out runs/cells        what its cells keep of calcium and of noise
 
 Every command that it runs is shown and can be run by hand; called again it goes on where it was stopped. On CPU two trainings run
@@ -19,12 +20,12 @@ import sys
 import time
 from importlib.metadata import version
 
-from cacjax.experiments import cells, commands, ensemble, uda
+from cacjax.experiments import cacnet, cells, commands, ensemble, uda
 from cacjax.report import tables
 
 PACKAGES = ("cacjax", "jax", "jaxlib", "flax", "optax", "numpy")
-EXPERIMENTS = {name: module for module in (uda, ensemble, cells) for name in module.EXPERIMENTS}
-SIZES = tuple(dict.fromkeys(size for module in (uda, ensemble, cells) for size in module.SIZES))
+EXPERIMENTS = {name: module for module in (uda, ensemble, cacnet, cells) for name in module.EXPERIMENTS}
+SIZES = tuple(dict.fromkeys(size for module in (uda, ensemble, cacnet, cells) for size in module.SIZES))
 
 
 def main(argv=None) -> None:
@@ -33,9 +34,11 @@ def main(argv=None) -> None:
     module, out = EXPERIMENTS[options.experiment], pathlib.Path(options.out)
     size = module.SIZES[options.size]
     experiment = module.of_size(module.EXPERIMENTS[options.experiment], size)
+    experiment = experiment if options.fold is None else module.of_fold(experiment, options.fold)
     began, results = time.perf_counter(), elsewhere(options.others, options, module, experiment.columns)
     for seed in range(options.seed, options.seed + options.seeds):
         folder = out / f"seed{seed}"
+        module.begin(experiment, size, out / "test", options.scans)
         commands.train(experiment.networks, size, folder, seed)
         module.test(experiment, size, out / "test", folder, options.scans)
         results.append({"seed": seed, "columns": [module.measure(column, folder) for column in experiment.columns]})
@@ -55,6 +58,7 @@ def parse(argv):
     parser.add_argument("--config.seed", dest="seed", type=int, default=0, metavar="S", help="first seed (default: %(default)s)")
     parser.add_argument("--with", dest="others", nargs="+", default=[], metavar="JSON", help="results.json of other seeds, to be joined")
     parser.add_argument("--scans", type=int, metavar="N", help="held-out scans a protocol (default: by size)")
+    parser.add_argument("--fold", type=int, metavar="K", help="of a cross-validation this fold alone, such as on one of several machines")
     options = parser.parse_args(argv)
     sizes = EXPERIMENTS[options.experiment].SIZES
     if options.size not in sizes:
@@ -64,6 +68,10 @@ def parse(argv):
         parser.error(
             f"--scans of {options.experiment} must be a multiple of {EXPERIMENTS[options.experiment].MULTIPLE}, got {options.scans}"
         )
+    folds = getattr(EXPERIMENTS[options.experiment], "FOLDS", 0)
+    if options.fold is not None and not 0 <= options.fold < folds:
+        expected = f"a fold from 0 to {folds - 1}" if folds else "none, it has no folds"
+        parser.error(f"--fold of {options.experiment}: expected {expected}, got {options.fold}")
     if not (options.seeds or options.others):
         parser.error("nothing to do: --seeds 0 needs --with")
     return options

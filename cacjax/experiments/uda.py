@@ -141,21 +141,27 @@ def identity(column) -> dict:
     return {"network": column.title, "scans": column.protocol, "fp_reduction": "yes" if column.reduced else "no"}
 
 
+def begin(experiment, size, test_folder, scans) -> None:
+    """Make the held-out scans of every protocol, unless they are there."""
+    for protocol in sorted({column.protocol for column in experiment.columns}):
+        if not (test_folder / protocol / "manifest.csv").exists():
+            grid = ["--shape", *map(str, size.shape), "--spacing", *map(str, size.spacing_mm), "--workers", "2"]
+            made = ["--out", str(test_folder / protocol), "--protocol", protocol, "--n", str(scans), "--seed", str(TEST_SEED)]
+            commands.run(f"make held-out scans: {protocol}", [["cacjax.phantom", *made, *grid]], None)
+
+
 def test(experiment, size, test_folder, folder, scans) -> None:
-    """Make, score and evaluate the held-out scans of every protocol."""
+    """Score and evaluate the held-out scans of every protocol."""
+    del size, scans
     for protocol in sorted({column.protocol for column in experiment.columns}):
         columns = [column for column in experiment.columns if column.protocol == protocol]
-        test_protocol(experiment.networks, columns, size, test_folder / protocol, folder, scans)
+        test_protocol(experiment.networks, columns, test_folder / protocol, folder)
 
 
-def test_protocol(networks, columns, size, scans_folder, folder, scans) -> None:
-    """Make the held-out scans of a protocol, score them for its columns, compare with the truth."""
+def test_protocol(networks, columns, scans_folder, folder) -> None:
+    """Score the held-out scans of a protocol for its columns, compare with the truth."""
     protocol = columns[0].protocol
     wanted = {column.network: networks[column.network] for column in columns}
-    if not (scans_folder / "manifest.csv").exists():
-        grid = ["--shape", *map(str, size.shape), "--spacing", *map(str, size.spacing_mm), "--workers", "2"]
-        made = ["--out", str(scans_folder), "--protocol", protocol, "--n", str(scans), "--seed", str(TEST_SEED)]
-        commands.run(f"make held-out scans: {protocol}", [["cacjax.phantom", *made, *grid]], None)
     found = {name: folder / "scores" / protocol / name for name in wanted}
     unreduced = {column.network for column in columns if not column.reduced}
     # The phantom's heart is all that the pericardium holds, arteries included: dilated as chambers have to be, it would reach ribs.

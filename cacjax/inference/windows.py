@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from cacjax.inference import steps
 
@@ -37,6 +38,37 @@ def _starts(n, side, overlap):
     """First voxels of windows spread evenly over n voxels."""
     count = 1 + -(-(n - side) // max(side - overlap, 1))
     return np.linspace(0, n - side, count).round().astype(int).tolist()
+
+
+def corners(shape, window, overlap) -> list[tuple[int, int, int]]:
+    """First voxels of windows spread evenly over a scan, which overlap by `overlap` voxels (z, y, x) at least; one where it is smaller."""
+    return list(itertools.product(*(_starts(max(n, side), side, least) for n, side, least in zip(shape, window, overlap, strict=True))))
+
+
+def add_up(network, hu, shape, firsts, count, *, window, classes: int, traced: bool):
+    """Sums [z, y, x, classes] of a network's probabilities over windows of a padded scan: pure, the memory of one window beside them.
+
+    network: hu [1, z, y, x] -> probabilities [1, z, y, x, classes]. shape: int32 [3], without padding, beyond which the last voxels are
+    repeated. firsts: `corners`, int32 [most, 3], of which the first `count` are in use.
+    """
+    start = jax.jit(functools.partial(_edged, classes=classes))(hu, shape)
+
+    def one(number, carry):
+        hu, sums = carry
+        at = (*jnp.asarray(firsts)[number], 0)
+        found = network(lax.dynamic_slice(hu, at[:3], window)[None])[0]
+        return hu, lax.dynamic_update_slice(sums, lax.dynamic_slice(sums, at, found.shape) + found, at)
+
+    if traced:
+        return lax.fori_loop(0, count, one, start)[1]
+    step = jax.jit(one, donate_argnums=1)
+    return steps.advance(lambda n, _, carry: step(n, carry), count, start, traced=False, every=1, unit="window", title="detect")[1]
+
+
+def _edged(hu, shape, *, classes):
+    for axis in range(3):
+        hu = jnp.take(hu, jnp.minimum(jnp.arange(hu.shape[axis]), shape[axis] - 1), axis)
+    return hu, jnp.zeros((*hu.shape, classes))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -2,8 +2,8 @@
 
 A grid is described by its "kind". "spline", at "spacing_mm": cubic, first and last voxel centres stay where they are (Zhai 2022).
 "linear", at "spacing_mm": means of whole blocks of voxels, then linear, so that noise averages out as in thick slices. "cells", of one of
-"sides_mm", with what "restore" names: see `cacjax.kernels.cells` (Gogin 2021). Cohorts resample by the same functions as detection:
-training sees what scoring sees.
+"sides_mm", with what "restore" names: see `cacjax.kernels.cells` (Gogin 2021). "native": the scan's own (Zhang 2018). Cohorts resample
+by the same functions as detection: training sees what scoring sees.
 """
 
 import itertools
@@ -13,7 +13,7 @@ import numpy as np
 
 from cacjax.kernels import cells, spatial
 
-KINDS = ("spline", "linear", "cells")
+KINDS = ("spline", "linear", "cells", "native")
 SIDES = (32, 64, 64)  # sides of scans are rounded up to multiples of these
 NO_HU = -32768.0  # of what a scan is padded with: below every threshold
 
@@ -62,6 +62,8 @@ def resample(hu, spacing_mm, grid):
 
     Raises ValueError for a kind that is not in KINDS.
     """
+    if grid["kind"] == "native":
+        return np.asarray(hu, np.float32), np.eye(4)
     if grid["kind"] == "linear":
         return coarsen(hu, spacing_mm, grid["spacing_mm"])
     if grid["kind"] == "cells":

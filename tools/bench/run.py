@@ -2,6 +2,7 @@
 
     python tools/bench/run.py --system uda detect score start --out FILE.json [--device gpu] [--rounds 5] [--only TEXT]
     python tools/bench/run.py --system ensemble --out FILE.json [--device gpu]
+    python tools/bench/run.py --system cacnet --out FILE.json [--device gpu]
     python tools/bench/run.py --system labelling --rounds 7 --out FILE.json
     python tools/bench/run.py --system heart --workdir runs/heart --out FILE.json [--n 20]
 
@@ -30,7 +31,7 @@ PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 RACE = ("jax", "jaxlib", "flax", "torch", "numpy")
 SYSTEMS = {  # system: packages that its figures depend on; what shares these shares a file
     **dict.fromkeys(("uda", "detect", "score", "start"), RACE),
-    "ensemble": ("jax", "jaxlib", "flax", "optax", "torch", "numpy"),
+    **dict.fromkeys(("ensemble", "cacnet"), ("jax", "jaxlib", "flax", "optax", "torch", "numpy")),
     "labelling": ("jax", "jaxlib", "numpy", "scipy", "scikit-image", "connected-components-3d"),
     "heart": ("jax", "jaxlib", "flax", "numpy", "scipy"),
 }
@@ -49,7 +50,7 @@ def parse(arguments) -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=20, help="heart: scans of each protocol (default: %(default)s)")
     options = parser.parse_args(arguments)
     if len({SYSTEMS[system] for system in options.system}) > 1:
-        parser.error(f"expected systems that share a file, got {', '.join(options.system)}: ensemble, labelling and heart stand alone")
+        parser.error(f"expected systems that share a file, got {', '.join(options.system)}: labelling and heart stand alone")
     if min(options.rounds, options.n) < 1:
         parser.error(f"--rounds and --n must be at least 1, got {options.rounds} and {options.n}")
     options.device = PLATFORMS[options.device]
