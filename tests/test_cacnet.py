@@ -108,14 +108,17 @@ def test_groups_have_mean_0_and_variance_1():
     np.testing.assert_allclose(y.var((1, 3)), 1, atol=1e-3)
 
 
-@pytest.mark.parametrize("kind", [functools.partial(UDenseNet, 1, 0.0), functools.partial(unet.UNet, 2, 2, **unet.ZHANG)])
-def test_computing_again_changes_neither_names_nor_gradients(kind):
+def test_computing_again_changes_neither_names_nor_gradients():
+    """Names of both networks, gradients of the one that compiles soon."""
     x = jax.random.normal(jax.random.key(1), (2, 8, 16, 1))
+    for kind in (functools.partial(UDenseNet, 1), functools.partial(unet.UNet, 2, 2, **unet.ZHANG)):
+        names = [jax.tree.structure(jax.eval_shape(kind(remat=remat).init, jax.random.key(0), x)) for remat in (False, True)]
+        assert names[0] == names[1]
     kept, again = kind(), kind(remat=True)
     variables = jax.jit(kept.init)(jax.random.key(0), x)
 
     def slope(model):
-        total = lambda params: jnp.square(model.apply(variables | {"params": params}, x, True, mutable=["batch_stats"])[0]).sum()  # noqa: E731
+        total = lambda params: jnp.square(model.apply({"params": params}, x, True)).sum()  # noqa: E731
         return jax.jit(jax.grad(total))(variables["params"])
 
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope(kept)))
@@ -156,8 +159,8 @@ def test_arteries_are_drawn_as_often_as_each_other():
 
 @pytest.fixture(scope="module")
 def small():
-    """(config, task, state) of the config's test variant."""
-    config = configured.get_config("test")
+    """(config, task, state) of the config's test variant, of the form that compiles soonest."""
+    config = configured.get_config("test,udensenet")
     task = build(config)
     batch = {"train": {"hu": jnp.zeros((2, 8, 32, 32), jnp.int16), "label": jnp.zeros((2, 8, 32, 32), jnp.uint8)}}
     return config, task, jax.jit(lambda key: task.init(key, batch, {}))(jax.random.key(0))
@@ -170,8 +173,8 @@ def case_of(task, hu, spacing_mm=(3.0, 1.0, 1.0)):
     return Case(padded, *numbers, None, jnp.float32(130), jnp.float32(np.nan), plan.arrays), plan
 
 
-@pytest.mark.parametrize("shape", [(2, 20, 33), (9, 70, 40), (40, 24, 24)])
-def test_components_have_one_artery_and_small_ones_are_gone(small, shape, monkeypatch):
+@pytest.mark.parametrize("shape", [(2, 20, 33), (40, 70, 24)])
+def test_components_have_one_artery_and_small_ones_are_gone(small, shape):
     """Thin, wide and tall scans, in one program and in steps; against scipy. Arteries are told by HU."""
     config, _, state = small
 
@@ -182,11 +185,11 @@ def test_components_have_one_artery_and_small_ones_are_gone(small, shape, monkey
     detector = cacnet.detector(config, seen)
     hu = np.random.default_rng(0).choice([40.0, 130.0, 131.0, 300.0], shape, p=[0.6, 0.1, 0.1, 0.2])
     task = type("T", (), {"detector": detector})
+    program = jax.jit(detector.find, static_argnums=2)
     for spacing_mm in ((3.0, 1.0, 1.0), (1.0, 0.5, 0.5)):
         case, plan = case_of(task, hu, spacing_mm)
         finding = detector.find(state, case, plan.how)
-        traced = jax.jit(detector.find, static_argnums=2)(state, case, plan.how)
-        np.testing.assert_array_equal(finding.label, traced.label)
+        np.testing.assert_array_equal(finding.label, program(state, case, plan.how).label)
         found = grids.cut(finding.label, shape)
         voted = np.where(hu > 130, np.where(hu > 200, 3, 2), 0).astype(np.uint8)
         np.testing.assert_array_equal(found, settle(voted, hu, float(np.prod(spacing_mm)), config.least_mm3))
