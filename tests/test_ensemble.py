@@ -244,7 +244,7 @@ def scan_of(hu, spacing_mm=SPACING):
 
     affine = np.zeros((4, 4))
     affine[[2, 1, 0], [0, 1, 2]], affine[3, 3] = spacing_mm, 1
-    empty = Acquisition(*[None] * len(Acquisition._fields))
+    empty = Acquisition()
     return Scan(np.asarray(hu, np.float32), affine, empty._replace(kvp=120), "drawn")
 
 

@@ -169,6 +169,7 @@ def test_no_two_arms_train_the_same(size):
 def test_the_ensemble_and_each_member_are_scored(calls, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(ensemble, "controls", lambda folder: {"nothing": {}, "everything": {}})
     experiment = ensemble.EXPERIMENTS["ensemble-table1"]
+    ensemble.begin(experiment, ensemble.SIZES["small"], tmp_path / "test", 100)
     ensemble.test(experiment, ensemble.SIZES["small"], tmp_path / "test", tmp_path, 100)
     made, *scored, evaluated = calls
     assert made[made.index("--categories") + 1 :][:5] == ["20"] * 5 and made[made.index("--shape") + 1 :][:3] == ["48", "218", "218"]
