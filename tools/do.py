@@ -91,7 +91,7 @@ def main() -> None:
         run("-m", "cacjax.experiments", "uda-quick", "--out", "runs/quickstart", *words)
     elif command == "test":
         run("-m", "ruff", "check", ".")
-        run("-m", "pytest", *words)
+        run("-m", "pytest", *(words or ("-n", "2", "--dist", "loadfile")))  # files in turn by two processes
     else:
         sys.exit(subprocess.run([str(PYTHON), *words]).returncode)
 
