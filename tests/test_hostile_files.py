@@ -720,7 +720,12 @@ def test_unsigned_values_with_the_offset_left_in(series):
 
 
 def test_drawings_of_few_voxels_are_not_judged():
-    hounsfield.check(np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6), "a")
+    """The same nonsense in a scan of that many voxels is refused."""
+    few = np.arange(4 * 5 * 6, dtype=np.float32).reshape(4, 5, 6)
+    assert hounsfield.check(few, "a") is None
+    with pytest.raises(scan.ScanError) as error:
+        hounsfield.check(np.tile(few, (8, 8, 8)), "a")
+    assert error.value.code == "not_hounsfield"
 
 
 def test_reasons_are_known():
