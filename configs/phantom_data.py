@@ -12,7 +12,8 @@ def get_config(variant: str = "") -> ConfigDict:
     data.kind = "phantom"  # or "folder"
     data.manifest = ""  # of "folder"
     # "classes": 0-7 as in cacjax.classes.CLASSES, "structures": 0-7 as in cacjax.classes.STRUCTURES, or "marks": CAC in the calcium that
-    # a reader's points lie on; of "folder" also "overlay": the codes of Lessmann and Zhai
+    # a reader's points lie on; of "phantom" also "visible": CAC where coronary calcium can be seen at any HU value; of "folder" also
+    # "overlay": the codes of Lessmann and Zhai
     data.labels = "classes"
     data.directory = ""  # where prepared data lie; empty: CACJAX_DATA_DIR, else ~/.cache/cacjax/datasets
     data.workers = 2  # processes that make or read scans at preparation
@@ -33,6 +34,10 @@ def get_config(variant: str = "") -> ConfigDict:
     return data
 
 
-def split(protocol: str, count: int = 0, *, calcified: float = 0.0, categories: tuple = ()) -> ConfigDict:
-    """A split of phantoms: `count` patients, a share of them with calcium, or so many of each category A to E; see cacjax.data.phantom."""
-    return ConfigDict({"protocol": protocol, "count": count, "calcified": calcified, "categories": categories})
+def split(protocol: str, count: int = 0, *, calcified: float = 0.0, categories: tuple = (), paired: bool = False) -> ConfigDict:
+    """A split of phantoms: `count` patients, a share of them with calcium, or so many of each category A to E; paired: two scans of each.
+
+    See cacjax.data.phantom.
+    """
+    part = {"protocol": protocol, "count": count, "calcified": calcified, "categories": categories, "paired": paired}
+    return ConfigDict(part)

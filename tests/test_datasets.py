@@ -20,6 +20,7 @@ from cacjax.data import loader as data
 from cacjax.data.sampling import Cut, StreamSpec
 from cacjax.files import manifest, scan
 from cacjax.kernels import grids, spatial
+from cacjax.phantom import pool
 from cacjax.phantom.anatomy import sample_patient
 
 SHAPE, SPACING = (5, 9, 12), (1.5, 0.7, 0.66)
@@ -33,9 +34,10 @@ def fake_scan(protocol, seed, *, shape, spacing_mm):
     return types.SimpleNamespace(
         hu=rng.integers(-1000, 1000, shape).astype(np.int16),
         label=rng.integers(0, 7, shape).astype(np.uint8),
+        coronary=rng.uniform(0, 30, shape).astype(np.float32),
         heart=rng.random(shape) < 0.5,
         affine=affine,
-        truth={"threshold_hu": 130.0 + (protocol == "ccta"), "aorta_hu": 40.5},
+        truth={"threshold_hu": 130.0 + (protocol == "ccta"), "aorta_hu": 40.5, "noise_hu": 10.0},
     )
 
 
@@ -43,8 +45,8 @@ def fake_scan(protocol, seed, *, shape, spacing_mm):
 def config(tmp_path, monkeypatch):
     monkeypatch.setitem(vars(cacjax.phantom), "make_scan", fake_scan)  # it is loaded when first asked for
     splits = {
-        "source_train": {"protocol": "cardiac,chest", "count": 3, "calcified": 0.0, "categories": ()},
-        "target_train": {"protocol": "ccta", "count": 2, "calcified": 0.0, "categories": ()},
+        "source_train": {"protocol": "cardiac,chest", "count": 3, "calcified": 0.0, "categories": (), "paired": False},
+        "target_train": {"protocol": "ccta", "count": 2, "calcified": 0.0, "categories": (), "paired": False},
     }
     return COMMON | {"kind": "phantom", "directory": str(tmp_path), "workers": 0, "seed": 7, "splits": splits, "shape": SHAPE}
 
@@ -76,6 +78,30 @@ def test_phantom_cohort_comes_back_as_it_was_made(config):
     assert record["id"] == b"source_train-0001" and record["protocol"] == b"chest" and record["domain"] == b"source"
     assert record["threshold_hu"] == 130 and record["aorta_hu"] == 40.5 and record["labelled"]
     assert sources["target_train"][0]["domain"] == b"target" and sources["target_train"][0]["threshold_hu"] == 131
+
+
+def test_labels_of_what_can_be_seen(config):
+    settings = phantom.settings(config)
+    record = open_quietly(config | {"labels": "visible"})["target_train"][0]
+    made = fake_scan("ccta", phantom.patient_seed(7, "target_train", 0), shape=SHAPE, spacing_mm=SPACING)
+    np.testing.assert_array_equal(record["label"], 7 * (made.coronary > 25))
+    assert record["label"].any() and phantom.settings(config | {"labels": "visible"}) == settings | {"labels": "visible"}
+
+
+def test_a_paired_split_holds_both_scans_of_each_patient(config, monkeypatch):
+    pair = lambda protocol, seed, **grid: (fake_scan(protocol, seed, **grid), fake_scan(protocol, seed + 50, **grid))  # noqa: E731
+    monkeypatch.setitem(vars(cacjax.phantom), "make_pair", pair)
+    alone = phantom.settings(config)["splits"]
+    assert not any("paired" in part for part in alone.values())
+    config["splits"]["source_train"]["paired"] = True
+    sources = open_quietly(config)
+    names = [record["id"].decode() for record in sources["source_train"]]
+    assert names == [f"source_train-{number:04d}{arm}" for number in range(3) for arm in "ab"] and len(sources["target_train"]) == 2
+    made = pair("chest", phantom.patient_seed(7, "source_train", 1), shape=SHAPE, spacing_mm=SPACING)
+    for number, scan_made in enumerate(made, 2):
+        np.testing.assert_array_equal(sources["source_train"][number]["hu"], scan_made.hu)
+    with pytest.raises(ValueError, match="got paired splits source_train"):
+        phantom.settings(config | {"folds": 2})
 
 
 def test_a_cohort_is_prepared_once_and_again_when_its_settings_change(config, monkeypatch):
@@ -128,9 +154,9 @@ def test_a_share_of_patients_is_drawn_until_they_have_calcium():
         samples = sample_patient(seed, "cardiac").calcium
         return samples["dV"][samples["cls"] <= 3].sum()
 
-    seeds = [phantom.calcified_seed(phantom.patient_seed(1000, "source_train", n), "cardiac") for n in range(4)]
-    assert min(calcium_mm3(seed) for seed in seeds) >= phantom.CALCIFIED_MM3
-    assert [phantom.drawn_again(n, 0.75) for n in range(8)] == [False, True, True, True] * 2
+    seeds = [pool.calcified_seed(phantom.patient_seed(1000, "source_train", n), "cardiac") for n in range(4)]
+    assert min(calcium_mm3(seed) for seed in seeds) >= pool.CALCIFIED_MM3
+    assert [pool.drawn_again(n, 0.75) for n in range(8)] == [False, True, True, True] * 2
 
 
 def test_splits_have_patients_of_their_own():
@@ -145,11 +171,17 @@ def test_splits_have_patients_of_their_own():
         ({"kind": "fantom"}, "data.kind must be one of phantom, folder"),
         ({"splits": {}}, "data.splits is empty"),
         (
-            {"splits": {"source_train": {"protocol": "ct", "count": 1, "calcified": 0.0, "categories": ()}}},
+            {"splits": {"source_train": {"protocol": "ct", "count": 1, "calcified": 0.0, "categories": (), "paired": False}}},
             "expected protocols among chest",
         ),
-        ({"splits": {"source_train": {"protocol": "ccta", "count": 0, "calcified": 0.0, "categories": ()}}}, "a positive count"),
-        ({"splits": {"source_train": {"protocol": "ccta", "count": 1, "calcified": 2, "categories": ()}}}, "a share of calcified patients"),
+        (
+            {"splits": {"source_train": {"protocol": "ccta", "count": 0, "calcified": 0.0, "categories": (), "paired": False}}},
+            "a positive count",
+        ),
+        (
+            {"splits": {"source_train": {"protocol": "ccta", "count": 1, "calcified": 2, "categories": (), "paired": False}}},
+            "a share of calcified patients",
+        ),
     ],
 )
 def test_unusable_settings_are_named(config, change, message):
@@ -182,7 +214,7 @@ import cacjax.phantom
 cacjax.phantom.make_scan = fake_scan
 if __name__ == "__main__":
     from cacjax.data import cohorts
-    splits = {{"source_train": {{"protocol": "ccta", "count": 5, "calcified": 0.0, "categories": ()}}}}
+    splits = {{"source_train": {{"protocol": "ccta", "count": 5, "calcified": 0.0, "categories": (), "paired": False}}}}
     config = {COMMON} | {{"kind": "phantom", "directory": sys.argv[1], "seed": 0, "splits": splits, "shape": {SHAPE}, "workers": 2}}
     ids = [record["id"].decode() for record in cohorts.open(config)["source_train"]]
     assert ids == [f"source_train-{{i:04d}}" for i in range(5)], ids
@@ -313,7 +345,9 @@ def test_linear_grid_takes_means_of_whole_blocks():
 
 @pytest.mark.parametrize("grid", [{"kind": "cubic"}, {"spacing_mm": (1.0, 0.0, 1.0)}, {"spacing_mm": (1.0, 1.0)}])
 def test_an_unusable_grid_is_named(scans, grid):
-    with pytest.raises(ValueError, match=r"data\.grid: expected a kind among spline, linear, cells, native and three positive spacing_mm"):
+    with pytest.raises(
+        ValueError, match=r"data\.grid: expected a kind among spline, linear, cells, native, slabs and three positive spacing_mm"
+    ):
         open_quietly(scans.config | {"grid": COMMON["grid"] | grid})
 
 
@@ -343,7 +377,7 @@ def test_a_script_without_a_guard_ends_with_the_reason(tmp_path):
     """The processes that make scans import the script: its call there must fail, not wait for the one that waits for them."""
     script = tmp_path / "script.py"
     data = COMMON | {"kind": "phantom", "directory": str(tmp_path / "data"), "workers": 1, "seed": 0, "shape": (4, 16, 16)}
-    data |= {"splits": {"source_train": {"protocol": "chest", "count": 1, "calcified": 0.0, "categories": ()}}}
+    data |= {"splits": {"source_train": {"protocol": "chest", "count": 1, "calcified": 0.0, "categories": (), "paired": False}}}
     script.write_text(f"from cacjax.data import cohorts\ncohorts.open({data!r}, progress=False)\n")
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
     assert done.returncode and "__main__" in done.stderr

@@ -99,7 +99,7 @@ def cells_of(kind, directory, **more):
 
 def test_phantoms_become_cells_with_labels_from_marks(tmp_path, monkeypatch, calcified):
     monkeypatch.setattr("cacjax.data.phantom.cacjax.phantom.make_scan", lambda *a, **k: calcified, raising=False)
-    splits = {"train": {"protocol": "cardiac", "count": 1, "calcified": 0.0, "categories": ()}}
+    splits = {"train": {"protocol": "cardiac", "count": 1, "calcified": 0.0, "categories": (), "paired": False}}
     data = cells_of("phantom", tmp_path, shape=(24, 60, 60), acquired_mm=(3.0, 1.0, 1.0), splits=splits)
     (record,) = cohorts.open(data, progress=False)["train"]
     assert record["hu"].shape == (24, 20, 20) and set(np.unique(record["label"])) == {0, 7}
@@ -142,7 +142,7 @@ def test_categories_of_a_split_are_checked():
     from cacjax.data import phantom
 
     def wanted(**part):
-        splits = {"a": {"protocol": "cardiac", "count": 0, "calcified": 0.0, "categories": (1, 2, 0, 0, 1)} | part}
+        splits = {"a": {"protocol": "cardiac", "count": 0, "calcified": 0.0, "categories": (1, 2, 0, 0, 1), "paired": False} | part}
         return phantom.settings(cells_of("phantom", "x", shape=(4, 4, 4), acquired_mm=(3.0, 1.0, 1.0), splits=splits))["splits"]["a"]
 
     assert wanted()["count"] == 4

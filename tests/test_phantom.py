@@ -5,9 +5,12 @@ import json
 
 import numpy as np
 import pytest
+import SimpleITK as sitk
 
+from cacjax.evaluation import pairs
+from cacjax.files import manifest
 from cacjax.files import scan as files
-from cacjax.phantom import folder, make_pair, make_scan, observer
+from cacjax.phantom import folder, make_pair, make_scan, observer, pool
 from cacjax.phantom.__main__ import main
 from cacjax.phantom.acquisition import Optics, calcium_samples, sample_protocol, sample_timing, simulate
 from cacjax.phantom.anatomy import sample_patient
@@ -33,14 +36,14 @@ def chest_pair():
 
 def test_equal_seeds_give_equal_scans(ccta):
     again = make_scan("ccta", WITH_CALCIUM, **SMALL)
-    for first, second in zip(ccta[:6], again[:6]):
+    for first, second in zip(ccta[:7], again[:7]):
         np.testing.assert_array_equal(first, second)
     assert ccta.truth == again.truth
 
 
 def test_types_and_truth_are_complete(ccta):
     assert (ccta.hu.dtype, ccta.label.dtype, ccta.heart.dtype) == (np.int16, np.uint8, bool)
-    assert ccta.calcium.dtype == ccta.clean.dtype == np.float32
+    assert ccta.calcium.dtype == ccta.coronary.dtype == ccta.clean.dtype == np.float32
     wanted = {"protocol", "seed", "scan_seed", "kvp", "threshold_hu", "aorta_hu", "arterial_hu", "noise_hu", "contrast", "thickness_mm"}
     assert wanted | {"lesions", "agatston", "volume_mm3"} <= set(ccta.truth)
     assert json.loads(json.dumps(ccta.truth)) == ccta.truth
@@ -54,11 +57,7 @@ def test_unknown_protocol_is_refused():
 
 def test_healthy_twin_is_the_scan_without_calcium():
     patient = sample_patient(WITH_CALCIUM, "cardiac")
-    protocol = sample_protocol("cardiac", patient.anatomy, 3)._replace(thickness_mm=6.0, fwhm_mm=4.5)
-    grid = Grid((20, 48, 48), (6.0, 3.5, 3.5), (-62.0, -112.0, -60.0))
-    timing = sample_timing(protocol, grid, (22.0, -30.0, 0.0), 3)
-    none = {k: v[:0] for k, v in patient.calcium.items() if k not in ("lesions", "sev")} | {"lesions": []}
-    ill, healthy = (simulate(who, protocol, grid, timing, 0) for who in (patient, patient._replace(calcium=none)))
+    ill, healthy = (scan_of(who) for who in (patient, only(patient, slice(0))))
     assert ill.calcium.max() > 100 and not healthy.calcium.any()
     hardening = np.abs(ill.clean - ill.calcium - healthy.clean)  # calcium also hardens the beam
     assert hardening.max() < 8 and hardening.mean() < 0.5
@@ -106,12 +105,44 @@ def test_no_calcium_no_label():
     assert not np.isin(scan.label, (1, 2, 3)).any() and scan.truth["agatston"]["total"] == 0
 
 
+def test_the_coronary_map_leaves_out_the_aorta_and_the_valves(chest_pair):
+    for scan in chest_pair:
+        rest = scan.calcium - scan.coronary
+        assert rest.min() > -1e-3 and (rest[scan.label > 3] > 0).all() and (scan.label > 3).any() and scan.coronary.max() > 100
+    patient = sample_patient(WITH_CALCIUM, "screening")
+    for kept, whole in ((lambda cls: cls <= 3, True), (lambda cls: cls > 3, False)):
+        scan = scan_of(only(patient, kept(patient.calcium["cls"])))
+        assert scan.calcium.max() > 100
+        np.testing.assert_array_equal(scan.coronary, scan.calcium if whole else 0)
+
+
+def only(patient, kept):
+    """The patient with some of the calcium samples."""
+    return patient._replace(calcium=patient.calcium | {k: v[kept] for k, v in patient.calcium.items() if k not in ("lesions", "sev")})
+
+
+def scan_of(patient):
+    """A coarse native scan of a patient."""
+    protocol = sample_protocol("cardiac", patient.anatomy, 3)._replace(thickness_mm=6.0, fwhm_mm=4.5)
+    grid = Grid((20, 48, 48), (6.0, 3.5, 3.5), (-62.0, -112.0, -60.0))
+    return simulate(patient, protocol, grid, sample_timing(protocol, grid, (22.0, -30.0, 0.0), 3), 0)
+
+
 def test_pair_shares_the_patient_but_not_the_noise(chest_pair):
     first, second = chest_pair
     assert first.truth["true_mass_mg"] == second.truth["true_mass_mg"] and first.truth["kvp"] == second.truth["kvp"]
     noise = [(scan.hu - scan.clean)[4:-4, 8:-8, 8:-8].ravel() for scan in chest_pair]
     assert abs(np.corrcoef(*noise)[0, 1]) < 0.05
     assert 0.3 < np.corrcoef(first.clean.ravel(), second.clean.ravel())[0, 1] < 0.9999
+
+
+@pytest.mark.parametrize("protocol", ["rtp", "cardiac"])
+def test_a_scan_is_the_first_of_its_pair(protocol):
+    grid = {"shape": (12, 36, 36), "spacing_mm": (6.0, 3.0, 3.0)}
+    alone, (first, second) = make_scan(protocol, WITH_CALCIUM, **grid), make_pair(protocol, WITH_CALCIUM, **grid)
+    for one, other in zip(alone, first):
+        np.testing.assert_equal(one, other)
+    assert (first.hu != second.hu).any()
 
 
 def test_noise_has_the_asked_strength_and_streams_per_slice():
@@ -139,6 +170,14 @@ def test_the_heart_contracts_once_per_beat():
     course = contraction(t, 0.9)
     assert course.max() > 0.95 and course[0] < 0.02 and course[-1] < 0.02 and 0.2 < t[course.argmax()] < 0.4
     np.testing.assert_allclose(course, contraction(t + 1.8, 0.9), atol=1e-6)
+
+
+def test_calcium_shows_above_the_noise_and_in_three_voxels_of_a_slice():
+    coronary = np.full((3, 4, 4), 24.9, np.float32)
+    coronary[0, 0, :2], coronary[1, 0, :3], coronary[1, 3, 3], coronary[2, 1, 1:4] = 90.0, 26.0, 25.0, 25.0
+    expected = np.zeros((3, 4, 4), bool)
+    expected[1, 0, :3] = True
+    np.testing.assert_array_equal(observer.visible(coronary, 10.0), expected)
 
 
 def test_agatston_of_a_drawn_lesion():
@@ -169,13 +208,35 @@ def test_command_writes_a_cohort(tmp_path, capsys):
     assert float(row["threshold_hu"]) == pytest.approx(truth["threshold_hu"])
 
 
+def test_command_writes_pairs_with_maps(tmp_path, capsys):
+    arguments = ["--out", str(tmp_path), "--n", "2", "--protocol", "rtp", "--calcified", "0.5", "--pairs", "--maps"]
+    assert main([*arguments, "--shape", "12", "40", "40", "--spacing", "6", "3.5", "3.5"]) == 0
+    assert "wrote 4 rtp scans" in capsys.readouterr().out
+    with open(tmp_path / "manifest.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    again = f"rtp_{pool.calcified_seed(1, 'rtp'):05d}"
+    assert [row["patient"] for row in rows] == ["rtp_00000"] * 2 + [again] * 2
+    assert [row["arm"] for row in rows] == ["free breathing", "breath hold"] * 2
+    pairs_listed = pairs.read(tmp_path / "pairs.csv")
+    assert [pair[:3] for pair in pairs_listed] == [(p, f"{p}a", f"{p}b") for p in ("rtp_00000", again)]
+    assert [row.name for row in manifest.read(tmp_path)] == [name for pair in pairs_listed for name in pair[1:3]]
+    scan = files.read(tmp_path / rows[3]["scan"])
+    expected = make_pair("rtp", int(rows[3]["seed"]), shape=(12, 40, 40), spacing_mm=(6.0, 3.5, 3.5))[1]
+    np.testing.assert_array_equal(scan.hu, expected.hu)
+    map_hu = sitk.GetArrayFromImage(sitk.ReadImage(str(tmp_path / rows[3]["coronary"])))
+    np.testing.assert_array_equal(map_hu, expected.coronary, strict=True)
+    assert {t["name"] for t in json.loads((tmp_path / "truth.json").read_text())} == {row.name for row in manifest.read(tmp_path)}
+    with open(tmp_path / "truth.csv", newline="") as file:
+        assert {row["scan"] for row in csv.DictReader(file)} == {row.name for row in manifest.read(tmp_path)}
+
+
 def test_command_without_a_task_says_what_it_needs(capsys):
     with pytest.raises(SystemExit):
         main([])
     assert "give --out DIR, --check or --figure" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("wrong", [["--shape", "0", "10", "10"], ["--spacing", "1", "0", "1"], ["--n", "0"]])
+@pytest.mark.parametrize("wrong", [["--shape", "0", "10", "10"], ["--spacing", "1", "0", "1"], ["--n", "0"], ["--calcified", "1.5"]])
 def test_a_grid_or_number_that_cannot_be_is_told(wrong, tmp_path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--out", str(tmp_path / "scans"), *wrong])

@@ -1,15 +1,19 @@
 """The phantom cohort: scans of digital thoraces with known calcium, made on the network's grid.
 
-Settings: seed, shape (voxels), grid (its spacing_mm: phantoms are made on it, so that its kind changes nothing; but of kind "cells" they
-are made at acquired_mm), splits {name: {protocol, count, calcified, categories}}; a protocol may be several with commas between, taken in
-turn. A split whose name starts with "target" is of the target domain, any other of the source. calcified: the share of a split's patients
-that are drawn again until they have calcium (half of a screening cohort has none). categories: in place of a count, how many patients of
-each category A to E, see cacjax.phantom.pool. labels: "classes" of calcium, "structures", 0-7 as in cacjax.classes.STRUCTURES, or
-"marks": CAC in what a point on each lesion gives, see cacjax.data.marks; scans that come out in another category are in review.csv.
+Settings: seed, shape (voxels), grid (its spacing_mm: phantoms are made on it, so that its kind changes nothing; but of kind "cells" or
+"slabs" they are made at acquired_mm), splits {name: {protocol, count, calcified, categories, paired}}; a protocol may be several with
+commas between, taken in turn. A split whose name starts with "target" is of the target domain, any other of the source. calcified: the
+share of a split's patients that are drawn again until they have calcium (half of a screening cohort has none). categories: in place of a
+count, how many patients of each category A to E, see cacjax.phantom.pool. paired: two scans of each of the `count` patients, see
+cacjax.phantom.make_pair, as SPLIT-0000a and SPLIT-0000b. labels: "classes" of calcium, "structures", 0-7 as in
+cacjax.classes.STRUCTURES, "marks": CAC in what a point on each lesion gives, see cacjax.data.marks (scans that come out in another category
+are in review.csv), or "visible": CAC where coronary calcium can be seen, at any HU value, see cacjax.phantom.observer.visible; that of the
+aorta and the valves is background.
 """
 
 import functools
 import hashlib
+import itertools
 import pathlib
 import sys
 import zlib
@@ -18,14 +22,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 import cacjax.phantom
-from cacjax.classes import CORONARY
+from cacjax.classes import CLASSES, CORONARY
 from cacjax.data import marks, records
 from cacjax.kernels import grids
-from cacjax.phantom import acquisition, anatomy, cohort, pool
+from cacjax.phantom import cohort, observer, pool
 
-CALCIFIED_MM3 = 10.0
 PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
-LABELS = ("classes", "structures", "marks")
+LABELS = ("classes", "structures", "marks", "visible")
 DECIDE_NOTHING = ("__init__", "__main__", "check", "folder", "picture")  # modules of cacjax.phantom that no scan depends on
 
 
@@ -49,7 +52,9 @@ class PhantomCohort(tfds.core.GeneratorBasedBuilder):
         work = functools.partial(make, settings=config.settings, split=split)
         how = {"workers": config.workers, "progress": config.progress}
         jobs = enumerate(seeds(config.settings, split, **how))
-        for number, (record, review) in enumerate(records.run(work, jobs, title=f"phantom {split}", **how)):
+        title = f"{'pairs' if 'paired' in config.settings['splits'][split] else 'phantom'} {split}"
+        made = itertools.chain.from_iterable(records.run(work, jobs, title=title, **how))
+        for number, (record, review) in enumerate(made):
             if review:
                 marks.write(_folder(self), [review])
             yield number, record
@@ -58,17 +63,21 @@ class PhantomCohort(tfds.core.GeneratorBasedBuilder):
 def settings(data) -> dict:
     """Return what shapes the cohort's records, as plain JSON values; ValueError for what cannot be made.
 
-    Values that change nothing (no share of calcified patients, labels that are classes) are left out: cohorts keep their digests.
+    Values that change nothing (no share of calcified patients, scans without pairs, labels that are classes) are left out: cohorts keep
+    their digests.
     """
     splits = {name: _split(name, part) for name, part in data["splits"].items()}
     if not splits:
-        raise ValueError("data.splits is empty, expected {name: {protocol, count, calcified, categories}}")
+        raise ValueError("data.splits is empty, expected {name: {protocol, count, calcified, categories, paired}}")
+    paired = [name for name, part in splits.items() if "paired" in part and domain(name) == "source"]
+    if paired and data["folds"]:
+        raise ValueError(f"data.folds: two scans of a patient may come into different folds, got paired splits {', '.join(paired)}")
     labels = data["labels"]
     if labels not in LABELS:
         raise ValueError(f"data.labels of phantoms must be one of {', '.join(LABELS)}, got {labels!r}")
     grid = records.grid_of(data)
-    if grid["kind"] in ("cells", "native"):
-        grid = {"spacing_mm": [float(s) for s in data["acquired_mm"]]} | ({"grid": grid} if grid["kind"] == "cells" else {})
+    if grid["kind"] in ("cells", "native", "slabs"):
+        grid = {"spacing_mm": [float(s) for s in data["acquired_mm"]]} | ({"grid": grid} if grid["kind"] != "native" else {})
     grid = {"shape": [int(n) for n in data["shape"]], "spacing_mm": grid["spacing_mm"]} | {k: grid[k] for k in grid.keys() & {"grid"}}
     made = {"kind": "phantom", "seed": int(data["seed"]), "splits": splits, "generator": _generator(), **grid}
     return made | ({"labels": labels} if labels != LABELS[0] else {})
@@ -79,6 +88,7 @@ def _split(name, data) -> dict:
     categories, share = [int(n) for n in data["categories"]], float(data["calcified"])
     part = {"protocol": data["protocol"], "count": sum(categories) or int(data["count"])}
     part |= ({"calcified": share} if share else {}) | ({"categories": categories} if categories else {})
+    part |= {"paired": True} if data["paired"] else {}
     unknown = set(part["protocol"].split(",")) - set(PROTOCOLS)
     if unknown or part["count"] < 1 or not 0 <= share <= 1:
         expected = f"protocols among {', '.join(PROTOCOLS)}, a positive count and a share of calcified patients from 0 to 1"
@@ -116,20 +126,6 @@ def patient_seed(seed: int, split: str, number: int) -> int:
     return seed + 100_000 * (zlib.crc32(split.encode()) % 10_000) + number
 
 
-def drawn_again(number: int, share: float) -> bool:
-    """Whether patient `number` is among the `share` that shall have calcium, evenly spread over a split."""
-    return int((number + 1) * share) > int(number * share)
-
-
-def calcified_seed(seed: int, protocol: str) -> int:
-    """Return the first of the seeds `seed`, `seed` + 5000, ... whose patient has at least CALCIFIED_MM3 of coronary calcium."""
-    for candidate in range(seed, seed + 100_000, 5_000):
-        calcium = anatomy.sample_patient(candidate, acquisition.COHORT_OF[protocol]).calcium
-        if calcium["dV"][calcium["cls"] <= 3].sum() >= CALCIFIED_MM3:
-            return candidate
-    return seed
-
-
 def seeds(settings: dict, split: str, *, workers: int, progress: bool) -> list[int]:
     """The seeds of a split's patients; those that may be drawn again are so when their scan is made."""
     part = settings["splits"][split]
@@ -140,15 +136,28 @@ def seeds(settings: dict, split: str, *, workers: int, progress: bool) -> list[i
     return pool.draw(part["categories"], first, part["protocol"], spread=spread)
 
 
-def make(job: tuple[int, int], *, settings: dict, split: str) -> tuple[dict, marks.Review | None]:
-    """The record of a scan of a split, and whether its labels need a review; follows from the arguments alone. job: (number, seed)."""
+def domain(split: str) -> str:
+    """The domain of a split's scans, "source" or "target"."""
+    return "target" if split.startswith("target") else "source"
+
+
+def make(job: tuple[int, int], *, settings: dict, split: str) -> list[tuple[dict, marks.Review | None]]:
+    """The record of each scan of a patient, and whether its labels need a review; follows from the arguments alone. job: (number, seed)."""
     (number, seed), part = job, settings["splits"][split]
     protocols = part["protocol"].split(",")
     protocol = protocols[number % len(protocols)]
-    if drawn_again(number, part.get("calcified", 0.0)):
-        seed = calcified_seed(seed, protocol)
-    spacing_mm, name = tuple(settings["spacing_mm"]), f"{split}-{number:04d}"
-    scan = cacjax.phantom.make_scan(protocol, seed, shape=tuple(settings["shape"]), spacing_mm=spacing_mm)
+    if pool.drawn_again(number, part.get("calcified", 0.0)):
+        seed = pool.calcified_seed(seed, protocol)
+    grid, name = {"shape": tuple(settings["shape"]), "spacing_mm": tuple(settings["spacing_mm"])}, f"{split}-{number:04d}"
+    if "paired" not in part:
+        return [_record(cacjax.phantom.make_scan(protocol, seed, **grid), name, settings, split, protocol)]
+    pair = cacjax.phantom.make_pair(protocol, seed, **grid)
+    return [_record(scan, name + arm, settings, split, protocol) for scan, arm in zip(pair, "ab")]
+
+
+def _record(scan, name, settings, split, protocol):
+    """(Record on the network's grid, `marks.Review` or None)."""
+    spacing_mm = tuple(settings["spacing_mm"])
     label, review = _label(scan, spacing_mm, settings.get("labels", LABELS[0]), name, split)
     hu, heart, affine = scan.hu, scan.heart, scan.affine
     if grid := settings.get("grid"):
@@ -156,12 +165,14 @@ def make(job: tuple[int, int], *, settings: dict, split: str) -> tuple[dict, mar
         label, heart = (grids.labels_on(each, spacing_mm, grid, index, hu.shape) for each in (label, heart))
         hu, affine = np.asarray(hu), affine @ index
     about = {"protocol": protocol, "threshold_hu": scan.truth["threshold_hu"], "aorta_hu": scan.truth["aorta_hu"]}
-    domain = "target" if split.startswith("target") else "source"
-    return records.make_record(name, hu, label, heart, affine, domain=domain, **about), review
+    return records.make_record(name, hu, label, heart, affine, domain=domain(split), **about), review
 
 
 def _label(scan, spacing_mm, labels, name, split):
     """(Label on the scan's own grid, `marks.Review` or None)."""
+    if labels == "visible":
+        seen = observer.visible(scan.coronary, scan.truth["noise_hu"])
+        return np.where(seen, np.uint8(CLASSES.index("CAC")), np.uint8(0)), None
     if labels != "marks":
         return scan.structures if labels == "structures" else scan.label, None
     points = cohort.marks_of(scan.truth)

@@ -5,6 +5,7 @@ import functools
 import sys
 
 PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
+MOST_AGAIN = 5_000  # patients: beyond, one that is drawn again could be another one, see pool.AGAIN
 
 
 def parser() -> argparse.ArgumentParser:
@@ -23,6 +24,15 @@ def parser() -> argparse.ArgumentParser:
         metavar=("A", "B", "C", "D", "E"),
         help="in place of --n: how many patients of each category of Agatston scores (0, to 10, 100, 400, above), by true calcium mass",
     )
+    p.add_argument(
+        "--calcified",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="draw this share of the patients again until they have coronary calcium",
+    )
+    p.add_argument("--pairs", action="store_true", help="two scans of each patient, IDs ending in a and b, listed in pairs.csv")
+    p.add_argument("--maps", action="store_true", help="also write the noise-free map of coronary calcium, ID_coronary.nii.gz, in HU")
     p.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="matrix, centred on the heart (default: the scanner's own)")
     p.add_argument("--spacing", type=float, nargs=3, metavar=("DZ", "DY", "DX"), help="mm, with --shape (default 1.5 .66 .66)")
     p.add_argument("--format", choices=("nifti", "dicom"), default="nifti", help="file format of the scans")
@@ -41,6 +51,8 @@ def main(arguments=None) -> int:
         p.error("nothing to do: give --out DIR, --check or --figure FILE.png")
     if options.categories and (min(options.categories) < 0 or not sum(options.categories)):
         p.error(f"--categories must be five numbers of patients, got {options.categories}")
+    if not 0 <= options.calcified <= 1 or (options.calcified and (options.categories or options.n > MOST_AGAIN)):
+        p.error(f"--calcified must be from 0 to 1, for at most {MOST_AGAIN} patients, without --categories, got {options.calcified}")
     if options.n < 1 or options.workers < 0:
         p.error(f"--n must be at least 1 and --workers at least 0, got {options.n} and {options.workers}")
     if min(options.shape or (1,)) < 1 or min(options.spacing or (1,)) <= 0:
@@ -78,9 +90,13 @@ def _write(options):
         file_format=options.format,
         split=options.split,
         workers=options.workers,
+        calcified=options.calcified,
+        pairs=options.pairs,
+        maps=options.maps,
     )
     with_calcium = sum(t["agatston"]["total"] > 0 for t in truths)
-    print(f"wrote {len(truths)} {options.protocol} scans to {options.out}, {with_calcium} with marked coronary calcium; see manifest.csv")
+    see = "manifest.csv and pairs.csv" if options.pairs else "manifest.csv"
+    print(f"wrote {len(truths)} {options.protocol} scans to {options.out}, {with_calcium} with marked coronary calcium; see {see}")
 
 
 def _check(options):

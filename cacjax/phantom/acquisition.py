@@ -7,6 +7,7 @@ import numpy as np
 from cacjax.phantom import beam, motion, noise
 from cacjax.phantom.anatomy import stream
 from cacjax.phantom.lumen import vessel_samples, wall_mm
+from cacjax.phantom.observer import VISIBLE_SD
 from cacjax.phantom.render import Grid, render, tissue_at
 from cacjax.phantom.splat import Optics, Samples, splat
 
@@ -44,12 +45,13 @@ class Protocol(NamedTuple):
 
 
 class Scan(NamedTuple):
-    """hu, clean, calcium float32 [z, y, x]; cls uint8: class of the largest calcium contribution; structures: see `layers`;
+    """hu, clean, calcium, coronary float32 [z, y, x]; cls uint8: class of the largest calcium contribution; structures: see `layers`;
     seen, centres_mm: of lesions by number, see `simulate`; timing: when each slice was seen."""
 
     hu: np.ndarray
     clean: np.ndarray
     calcium: np.ndarray
+    coronary: np.ndarray
     cls: np.ndarray
     heart: np.ndarray
     structures: np.ndarray
@@ -183,7 +185,8 @@ def sample_timing(protocol: Protocol, grid: Grid, centre_mm, scan_seed: int, *, 
 
 
 def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noise_seed: int) -> Scan:
-    """The scan of a patient. clean = noise-free image; calcium = its exact calcium part; clean - calcium = the healthy twin.
+    """The scan of a patient. clean = noise-free image; calcium = its exact calcium part; clean - calcium = the healthy twin;
+    coronary = what the coronary arteries alone add to calcium.
 
     `seen` maps lesion number -> voxels with calcium above 2.5 noise SD, `centres_mm` -> its centroid in the image, (x, y, z) in LPS mm.
     """
@@ -192,7 +195,7 @@ def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noi
     couch = protocol.kind in ("chest", "rtp")
     clean, heart, structures = render(patient.anatomy, grid, timing, protocol.blood, psf, couch)
     _add_arteries(clean, patient, protocol, grid, timing, optics)
-    calcium, cls, seen, centres_mm = _calcium(patient, protocol, grid, timing, optics)
+    calcium, coronary, cls, seen, centres_mm = _calcium(patient, protocol, grid, timing, optics)
     clean += calcium
     rays = beam.scan_beam(patient.anatomy, grid, timing, protocol, couch, calcium, timing.centre_mm)
     clean += rays.error_hu
@@ -201,7 +204,7 @@ def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noi
         noise.boost_edges(hu, grid)
     noise.add_noise(hu, grid, protocol, noise_seed, rays.noise)
     hu = np.clip(np.round(hu), -1024, 3071).astype(np.int16)
-    return Scan(hu, clean, calcium, cls, heart, structures, seen, centres_mm, timing)
+    return Scan(hu, clean, calcium, coronary, cls, heart, structures, seen, centres_mm, timing)
 
 
 def _moving(points, beat, amplitude, timing):
@@ -232,24 +235,28 @@ def calcium_samples(patient, protocol: Protocol, timing: motion.Timing) -> Sampl
 
 
 def _calcium(patient, protocol, grid, timing, optics):
-    """Sum of all lesions, the class that contributes most per voxel, how many voxels show each lesion, and where it is."""
-    total, cls, best = np.zeros(grid.shape, np.float32), np.zeros(grid.shape, np.uint8), np.zeros(grid.shape, np.float32)
+    """Sum of all lesions and of the coronary ones, the class that contributes most per voxel, how many voxels show each lesion, and where
+    it is."""
+    total, coronary, best = (np.zeros(grid.shape, np.float32) for _ in range(3))
+    cls = np.zeros(grid.shape, np.uint8)
     seen, centres_mm, c = {}, {}, patient.calcium
     if len(c["pos"]) == 0:
-        return total, cls, seen, centres_mm
+        return total, coronary, cls, seen, centres_mm
     samples, optics = calcium_samples(patient, protocol, timing), optics._replace(fineness=0.5)
     for wanted in np.unique(c["cls"]):
         part = np.zeros(grid.shape, np.float32)
         for lesion in np.unique(c["lid"][c["cls"] == wanted]):
             drawn = splat(samples.take(c["lid"] == lesion), grid, timing, optics, protocol.gated)
-            seen[int(lesion)] = 0 if drawn is None else int((drawn[1] > 2.5 * protocol.noise_hu).sum())
+            seen[int(lesion)] = 0 if drawn is None else int((drawn[1] > VISIBLE_SD * protocol.noise_hu).sum())
             if drawn is not None:
                 part[drawn[0]] += drawn[1]
                 centres_mm[int(lesion)] = _centroid_mm(*drawn, grid)
         total += part
+        if wanted <= 3:
+            coronary += part
         stronger = part > best
         cls[stronger], best[stronger] = wanted, part[stronger]
-    return total, cls, seen, centres_mm
+    return total, coronary, cls, seen, centres_mm
 
 
 def _centroid_mm(window, image, grid):

@@ -30,7 +30,7 @@ class Patient(NamedTuple):
 def stream(seed: int, purpose: int) -> np.random.Generator:
     """The patient's random stream for one purpose.
 
-    101 anatomy, 111 surface detail, 112 fat, 202 tree, 303 calcium, 404 protocol, 505 timing.
+    101 anatomy, 111 surface detail, 112 fat, 202 tree, 303 calcium, 404 protocol, 505 timing, 606 place of the grid, 909 breathing.
     """
     return np.random.Generator(np.random.Philox(key=[seed, purpose]))
 

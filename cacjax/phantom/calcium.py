@@ -21,6 +21,7 @@ SEGMENT_SHARE = {
     "OM1": 0.025,
     "PDA": 0.02,
 }
+DENSITY = {1: 430, 2: 380, 3: 330}  # median in mg/cm3 in LAD, LCX and RCA
 SPREAD_MM = {"RCA": 32.0, "LAD": 17.0, "LCX": 18.0}
 MAX_LESIONS = 80
 AORTIC_SHIFT = {"screening": 0.35, "cardiac": -0.35, "rtp": -0.4}
@@ -90,7 +91,7 @@ def _coronary_nodules(carriers, severity, g):
         first = 5 if name in ("LM", "RCA") else 4
         position = min(first + g.gamma(1.3, SPREAD_MM.get(name, 10.0)), 0.88 * carriers[name]["s"][-1])
         volume = _lognormal(g, np.exp(0.35 + 0.30 * severity), 1.85, 0.08, 480)
-        density = np.clip(_lognormal(g, 330, 0.42, 0, np.inf) * (max(volume, 0.3) / 8) ** 0.11, 110, 1050)
+        density = np.clip(_lognormal(g, DENSITY[carriers[name]["cls"]], 0.42, 0, np.inf) * (max(volume, 0.3) / 8) ** 0.11, 110, 1050)
         nodules += _row(carriers[name], position, volume, density, g.uniform(0, 2 * np.pi), lesion, None, g)
     return nodules
 

@@ -18,8 +18,9 @@ _HEART_MARGIN_MM = 4.0
 
 
 class Phantom(NamedTuple):
-    """One synthetic scan: hu int16, label uint8, heart bool (all in the pericardium), structures uint8 (see `layers.STRUCTURES`), calcium
-    float32 (noise-free, HU), clean float32, all [z, y, x].
+    """One synthetic scan: hu int16, label uint8, heart bool (all in the pericardium), structures uint8 (see `layers.STRUCTURES`); calcium,
+    what all calcium adds to the image, coronary, what that of the coronary arteries alone (classes 1-3) adds, and clean, the image,
+    are float32, in HU and without noise; all [z, y, x].
 
     affine [4, 4] maps (z, y, x, 1) to LPS mm; truth: see `make_scan`.
     """
@@ -29,6 +30,7 @@ class Phantom(NamedTuple):
     heart: np.ndarray
     structures: np.ndarray
     calcium: np.ndarray
+    coronary: np.ndarray
     clean: np.ndarray
     affine: np.ndarray
     truth: dict
@@ -38,7 +40,7 @@ def make_scan(protocol: str, seed: int, *, scan_seed: int | None = None, shape=N
     """One scan of patient `seed`; protocol is "chest", "cardiac", "ccta" or "rtp"; equal arguments give equal scans, bit for bit.
 
     Without shape and spacing_mm: the protocol's own matrix of 512 x 512. With either: a heart-centred grid as prepared for a network,
-    by default 1.5 x .66 x .66 mm. `scan_seed` changes settings, timing, position and noise, not the patient.
+    by default 1.5 x .66 x .66 mm. `scan_seed` changes settings, timing, position and noise, not the patient. "rtp" breathes freely.
     truth: protocol, seed, scan_seed, kvp, threshold_hu, aorta_hu, arterial_hu, noise_hu, contrast, thickness_mm, lesions (list of
     dicts, with the centroid of each in the scan, in LPS mm; see `marks_of`), agatston, volume_mm3 and pseudo_mass (dicts per artery and
     total, as marked), true_volume_mm3, true_mass_mg, age, bmi, female.
@@ -48,25 +50,31 @@ def make_scan(protocol: str, seed: int, *, scan_seed: int | None = None, shape=N
     scan_seed = seed * 31 + 7 if scan_seed is None else scan_seed
     patient = sample_patient(seed, COHORT_OF[protocol])
     settings = sample_protocol(protocol, patient.anatomy, scan_seed)
-    return _scan(patient, settings, seed, scan_seed, shape, spacing_mm)
+    return _scan(patient, settings, seed, scan_seed, shape, spacing_mm, **_free_breathing(protocol, scan_seed))
 
 
 def make_pair(protocol: str, seed: int, *, shape=None, spacing_mm=None) -> tuple[Phantom, Phantom]:
     """Two scans of one patient with the same settings: other noise, timing, heart rate, breath-hold and table position.
 
-    "rtp": the first in free breathing, the second in deep inspiration (heart and diaphragm 14 mm lower).
+    The first is that of `make_scan`. "rtp": the first in free breathing, the second in deep inspiration (heart and diaphragm 14 mm lower).
     """
     patient = sample_patient(seed, COHORT_OF[protocol])
     first, second = seed * 31 + 7, seed * 31 + 7 + 1_000_003
     settings = sample_protocol(protocol, patient.anatomy, first)
     again = settings._replace(start_s=sample_protocol(protocol, patient.anatomy, second).start_s)
     held = {"breath": (0.0, 4.0, 0.0), "lift_mm": -14.0} if protocol == "rtp" else {}
-    g = stream(first, 909)
-    free = {"breath": (g.uniform(3, 7), g.uniform(3.2, 5.2), g.uniform(0, 6.28))} if protocol == "rtp" else {}
     return (
-        _scan(patient, settings, seed, first, shape, spacing_mm, **free),
+        _scan(patient, settings, seed, first, shape, spacing_mm, **_free_breathing(protocol, first)),
         _scan(patient, again, seed, second, shape, spacing_mm, **held),
     )
+
+
+def _free_breathing(protocol, scan_seed):
+    """How a patient breathes who is not told to hold the breath: the arguments of `sample_timing`, none but for "rtp"."""
+    if protocol != "rtp":
+        return {}
+    g = stream(scan_seed, 909)
+    return {"breath": (g.uniform(3, 7), g.uniform(3.2, 5.2), g.uniform(0, 6.28))}
 
 
 def _scan(patient: Patient, settings: Protocol, seed, scan_seed, shape, spacing_mm, **breathing) -> Phantom:
@@ -83,7 +91,7 @@ def _scan(patient: Patient, settings: Protocol, seed, scan_seed, shape, spacing_
     label = observer.mark(scan, threshold, settings.contrast)
     truth = _truth(patient, settings, scan, label, grid) | {"threshold_hu": threshold, "aorta_hu": mean, "aorta_sd": sd}
     truth = {"seed": seed, "scan_seed": scan_seed} | truth
-    return Phantom(scan.hu, label, scan.heart, scan.structures, scan.calcium, scan.clean, affine_of(grid), truth)
+    return Phantom(scan.hu, label, scan.heart, scan.structures, scan.calcium, scan.coronary, scan.clean, affine_of(grid), truth)
 
 
 def marks_of(truth: dict) -> np.ndarray:

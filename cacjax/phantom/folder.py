@@ -14,33 +14,57 @@ import tqdm
 from cacjax.files.atomic import replace
 from cacjax.files.dicom import write_dicom
 from cacjax.files.scan import write_image
-from cacjax.phantom import picture
-from cacjax.phantom.cohort import Phantom, make_scan, marks_of
+from cacjax.phantom import picture, pool
+from cacjax.phantom.cohort import Phantom, make_pair, make_scan, marks_of
 
 FORMATS = ("nifti", "dicom")
 MANIFEST = ["scan", "mask", "heart", "marks", "split", "domain", "protocol", "threshold_hu", "aorta_hu", "noise_hu", "kvp", "seed"]
+OPTIONAL = ["patient", "arm", "coronary"]  # of pairs and with maps
+ARMS = {"rtp": ("free breathing", "breath hold")}
+PAIR = ["pair", "first", "second"]
 MARKS = ["scan", "x_mm", "y_mm", "z_mm"]
 LESION = ["id", "artery", "segment", "position_mm", "volume_mm3", "mass_mg", "peak_mg_cm3", "visible"]
 SCAN = ["scan", "protocol", "seed", "kvp", "noise_hu", "thickness_mm", "threshold_hu", "agatston", "true_volume_mm3", "true_mass_mg"]
 
 
-def write_cohort(out, protocol, seeds, *, shape=None, spacing_mm=None, file_format="nifti", split="test", workers=0):
-    """Make one scan per seed and write them to the folder `out`; returns the list of truths. Progress goes to stderr.
+def write_cohort(
+    out,
+    protocol,
+    seeds,
+    *,
+    shape=None,
+    spacing_mm=None,
+    file_format="nifti",
+    split="test",
+    workers=0,
+    calcified=0.0,
+    pairs=False,
+    maps=False,
+):
+    """Make one scan per seed, or a pair, and write them to the folder `out`; returns the list of truths. Progress goes to stderr.
 
     Writes ID.nii.gz (or the DICOM folder ID), ID_label.nii.gz, ID_heart.nii.gz, ID.png, manifest.csv, marks.csv (a point on every
     coronary lesion that can be seen, LPS mm), truth.csv (a row per scan and lesion; a scan without lesions has one row) and truth.json.
-    workers: processes, 0 = this one.
+    calcified: share of the patients that are drawn again until they have coronary calcium. pairs: both scans of `make_pair`, IDs ending in
+    a and b, and pairs.csv (see cacjax.evaluation.pairs); the manifest also has patient and arm. maps: ID_coronary.nii.gz, float32 HU, see
+    `Phantom.coronary`; the manifest also has coronary. workers: processes, 0 = this one.
     """
     if file_format not in FORMATS:
         raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    work = functools.partial(_make_and_write, out, protocol, shape, spacing_mm, file_format)
-    truths = list(tqdm.tqdm(spread(work, list(seeds), workers), f"{protocol} scans", len(seeds), unit="scan"))
+    how = {"file_format": file_format, "pairs": pairs, "maps": maps, "shape": shape, "spacing_mm": spacing_mm}
+    jobs = [(seed, pool.drawn_again(number, calcified)) for number, seed in enumerate(seeds)]
+    made = spread(functools.partial(_make_and_write, out, protocol, **how), jobs, workers)
+    unit = "pair" if pairs else "scan"
+    truths = [truth for patient in tqdm.tqdm(made, f"{protocol} {unit}s", len(jobs), unit=unit) for truth in patient]
     _write_manifest(out, truths, split)
     points = [(t["name"], *(round(mm, 2) for mm in point)) for t in truths for point in marks_of(t).tolist()]
     _write_csv(out / "marks.csv", MARKS, [dict(zip(MARKS, row)) for row in points])
     _write_truth(out, truths)
+    if pairs:
+        rows = [(first["patient"], first["name"], second["name"]) for first, second in zip(truths[::2], truths[1::2])]
+        _write_csv(out / "pairs.csv", PAIR, [dict(zip(PAIR, row)) for row in rows])
     return truths
 
 
@@ -59,16 +83,27 @@ def scan_id(protocol: str, seed: int) -> str:
     return f"{protocol}_{seed:05d}"
 
 
-def _make_and_write(out, protocol, shape, spacing_mm, file_format, seed):
-    scan, name = make_scan(protocol, seed, shape=shape, spacing_mm=spacing_mm), scan_id(protocol, seed)
-    write_scan(scan, out, name, file_format)
+def _make_and_write(out, protocol, job, *, file_format, pairs, maps, **grid):
+    """The truths of a patient's scans, with the names of what was written. job: (seed, whether to draw again until there is calcium)."""
+    seed, again = job
+    seed = pool.calcified_seed(seed, protocol) if again else seed
+    patient, how = scan_id(protocol, seed), {"file_format": file_format, "maps": maps}
+    if not pairs:
+        return [_write_one(make_scan(protocol, seed, **grid), out, patient, **how)]
+    scans, arms = make_pair(protocol, seed, **grid), ARMS.get(protocol, ("first", "second"))
+    truths = [_write_one(scan, out, patient + letter, **how) for scan, letter in zip(scans, "ab")]
+    return [truth | {"patient": patient, "arm": arm} for truth, arm in zip(truths, arms)]
+
+
+def _write_one(scan, out, name, *, file_format, maps):
+    write_scan(scan, out, name, file_format, maps=maps)
     picture.draw(scan, out / f"{name}.png")
     file = name if file_format == "dicom" else f"{name}.nii.gz"
-    return scan.truth | {"name": name, "file": file}
+    return scan.truth | {"name": name, "file": file} | ({"coronary": f"{name}_coronary.nii.gz"} if maps else {})
 
 
-def write_scan(scan: Phantom, out, name: str, file_format: str = "nifti"):
-    """Image, label and heart mask of one scan under `out`."""
+def write_scan(scan: Phantom, out, name: str, file_format: str = "nifti", *, maps: bool = False):
+    """Image, label, heart mask and, with maps, the map of coronary calcium of one scan under `out`."""
     out = pathlib.Path(out)
     truth = scan.truth
     if file_format == "dicom":
@@ -78,15 +113,17 @@ def write_scan(scan: Phantom, out, name: str, file_format: str = "nifti"):
         write_image(scan.hu, scan.affine, out / f"{name}.nii.gz")
     write_image(scan.label, scan.affine, out / f"{name}_label.nii.gz", np.uint8)
     write_image(scan.heart.astype(np.uint8), scan.affine, out / f"{name}_heart.nii.gz", np.uint8)
+    if maps:
+        write_image(scan.coronary, scan.affine, out / f"{name}_coronary.nii.gz", np.float32)
 
 
 def _write_manifest(out, truths, split):
-    rows = []
+    rows, columns = [], MANIFEST + [name for name in OPTIONAL if any(name in t for t in truths)]
     for t in truths:
         files = {"scan": t["file"], "mask": f"{t['name']}_label.nii.gz", "heart": f"{t['name']}_heart.nii.gz", "marks": "marks.csv"}
         domain = {"split": split, "domain": "target" if t["contrast"] else "source"}
-        rows.append(files | domain | {k: t[k] for k in MANIFEST if k in t})
-    _write_csv(out / "manifest.csv", MANIFEST, rows)
+        rows.append(files | domain | {k: t[k] for k in columns if k in t})
+    _write_csv(out / "manifest.csv", columns, rows)
 
 
 def _write_truth(out, truths):

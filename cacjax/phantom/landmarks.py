@@ -113,7 +113,7 @@ def sample_vessels(g, a, pose):
     vessels["dia"] = [-26 + g.normal(0, 6), -38 + g.normal(0, 6), _lowest(a) + 16.0]  # right and left dome, central tendon
     vessels["tendon"] = 0.5 * (np.array(a["rv"][:2]) + np.array(a["lv"][:2]))
     vigour = np.clip(g.normal(1, 0.18), 0.55, 1.5)
-    vessels["motion"] = vigour * np.array([9.0, 11.0, 3.2, 1.6])  # mm: long axis, right groove, squeeze left, squeeze right
+    vessels["motion"] = vigour * np.array([9.0, 17.0, 3.2, 1.6])  # mm: long axis, right groove, squeeze left, squeeze right
     return vessels
 
 

@@ -21,8 +21,10 @@ def heart_surfaces(p, a, shrink, pose):
     "muscle" (unit textures) are in `moving` as arrays.
     """
     q = to_reference(p, pose)
-    u = beat_displacement(q, a)
-    q = tuple(q[i] - shrink * u[i] for i in range(3))
+    moved = q
+    for _ in range(2):  # the displacement is that of a point at rest: one step leaves the right groove 7 mm from its artery
+        u = beat_displacement(q, a)
+        q = tuple(moved[i] - shrink * u[i] for i in range(3))
     chambers, vessels = heart_sdfs(q, a), great_vessels(q, a)
     moving = chambers | {k: v for k, v in vessels.items() if k != "root"}
     moving["sac"] = sac_sdf(q, a, chambers, vessels["root"])

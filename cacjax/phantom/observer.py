@@ -4,6 +4,7 @@ import numpy as np
 from scipy import ndimage
 
 NATIVE_THRESHOLD_HU = 130.0
+VISIBLE_SD = 2.5  # calcium shows where it is above so many standard deviations of the noise
 TRACE_HU, PEAK_HU, MIN_VOXELS = 12.0, 25.0, 3  # calcium a voxel must hold; calcium at the peak of a lesion; its size
 _WEIGHTS = (130, 200, 300, 400)
 ARTERIES = {"LAD": 1, "LCX": 2, "RCA": 3}
@@ -48,6 +49,15 @@ def mark(scan, threshold_hu: float, contrast: bool):
         marked[dropped[component]] = 0
     label[box] = marked
     return label
+
+
+def visible(coronary, noise_hu: float):
+    """Mask [z, y, x] of the coronary calcium that can be seen in axial slices, whatever its HU value.
+
+    Voxels whose noise-free calcium, in HU, is above 2.5 standard deviations of the scan's noise, in slices with at least 3 of them.
+    """
+    seen = coronary > VISIBLE_SD * noise_hu
+    return seen & (seen.sum((1, 2), keepdims=True) >= MIN_VOXELS)
 
 
 def _box(mask):
