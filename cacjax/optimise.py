@@ -18,8 +18,19 @@ def start(optimiser, params, stats=None, *, validated: bool = False) -> Net:
 def descend(net: Net, objective, optimiser):
     """One step down the gradient: (the new network, metrics). objective(params, stats) -> (loss, (metrics, new stats))."""
     grads, (metrics, stats) = jax.grad(objective, has_aux=True)(net.params, net.stats)
+    return follow(net, grads, optimiser)._replace(stats=stats), metrics
+
+
+def follow(net: Net, grads, optimiser) -> Net:
+    """The network after a step of its optimiser."""
     updates, opt = optimiser.update(grads, net.opt, net.params)
-    return net._replace(params=optax.apply_updates(net.params, updates), stats=stats, opt=opt), metrics
+    return net._replace(params=optax.apply_updates(net.params, updates), opt=opt)
+
+
+def average(kept: Net, net: Net, decay) -> Net:
+    """The running average of a network's parameters and statistics over its steps."""
+    mixed = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, kept, Net(net.params, net.stats))
+    return Net(mixed.params, mixed.stats)
 
 
 def keep_best(net: Net, value) -> Net:
@@ -55,12 +66,12 @@ def rmsprop(rate, *, weight_decay: float = 0.0):
     )
 
 
-def adam(rate, *, weight_decay: float = 0.0):
-    """Adam with L2 on the kernels (not the biases) added to the gradient, as Lasagne's penalty does."""
+def adam(rate, *, weight_decay: float = 0.0, b1: float = 0.9):
+    """Adam with L2 on the kernels (not the biases) added to the gradient, as Lasagne's penalty does. b1: decay of the mean."""
     kernels = lambda params: jax.tree.map(lambda p: jnp.ndim(p) > 1, params)  # noqa: E731
     return optax.chain(
         optax.add_decayed_weights(weight_decay, mask=kernels),
-        optax.scale_by_adam(),
+        optax.scale_by_adam(b1=b1),
         optax.scale_by_learning_rate(rate),
     )
 
@@ -94,6 +105,19 @@ def learning_rate(*, peak: float, steps: int, warmup: int, drop_at: float, drop:
         return peak * warm * jnp.where(step >= drop_at * steps, drop, 1.0)
 
     return rate
+
+
+def trapezoid(*, peak: float, steps: int, warmup: int, fall_from: float, last: float):
+    """Linear warm-up over `warmup` steps, constant, then from the share `fall_from` of `steps` linearly down to `last` at their end."""
+    ends = [max(warmup, 1), max(warmup, 1, int(fall_from * steps)), steps]
+    return optax.join_schedules(
+        [
+            optax.linear_schedule(peak / ends[0], peak, ends[0] - 1),
+            optax.constant_schedule(peak),
+            optax.linear_schedule(peak, last, max(ends[2] - ends[1], 1)),
+        ],
+        ends[:2],
+    )
 
 
 def cosine(*, peak: float, last: float, steps: int):

@@ -159,7 +159,11 @@ def ccta():
 
 
 def test_a_cohort_gives_structures_as_labels(monkeypatch):
-    settings = {"seed": 1, "splits": {"a": {"protocol": "chest", "count": 1, "calcified": 0.0, "categories": ()}}, "shape": (4, 5, 6)}
+    settings = {
+        "seed": 1,
+        "splits": {"a": {"protocol": "chest", "count": 1, "calcified": 0.0, "categories": (), "paired": False}},
+        "shape": (4, 5, 6),
+    }
     settings |= {"grid": {"kind": "linear", "spacing_mm": (3.0, 3.0, 3.0)}}
     made = {"label": np.ones((4, 5, 6)), "structures": np.full((4, 5, 6), 7)}
     fake = types.SimpleNamespace(
@@ -167,9 +171,9 @@ def test_a_cohort_gives_structures_as_labels(monkeypatch):
     )
     monkeypatch.setitem(vars(cacjax.phantom), "make_scan", lambda *args, **grid: fake)
     both = [phantom.settings(settings | more) for more in ({"labels": "structures"}, {"labels": "classes"})]
-    labels = [int(phantom.make((0, 1), settings=each, split="a")[0]["label"].max()) for each in both]
+    labels = [int(phantom.make((0, 1), settings=each, split="a")[0][0]["label"].max()) for each in both]
     assert labels == [7, 1]
-    with pytest.raises(ValueError, match="classes, structures, marks, got 'overlay'"):
+    with pytest.raises(ValueError, match="classes, structures, marks, visible, got 'overlay'"):
         phantom.settings(settings | {"labels": "overlay"})
 
 

@@ -60,15 +60,15 @@ def same(x, kernel):
     return form(x, kernel, 1, 1, len(kernel) // 2)
 
 
-def convolution(x, kernel, dilation: int = 1, stride: int = 1, padding: int = 0):
-    """XLA's convolution: [b, h, w, c] and [k, k, c, f] -> [b, h', w', f]."""
+def convolution(x, kernel, dilation: int = 1, stride: int = 1, padding=0):
+    """XLA's convolution: [b, h, w, c] and [k, l, c, f] -> [b, h', w', f]; padding: zeros on both sides, a number or one an axis."""
     axes = ("NHWC", "HWIO", "NHWC")
-    pads = [(padding, padding)] * 2
+    pads = [(n, n) for n in _each_axis(padding)]
     return lax.conv_general_dilated(x, kernel, (stride, stride), pads, rhs_dilation=(dilation, dilation), dimension_numbers=axes)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
-def arranged(x, kernel, dilation: int = 1, stride: int = 1, padding: int = 0):
+def arranged(x, kernel, dilation: int = 1, stride: int = 1, padding=0):
     """The same in the form that is fastest on CPU, with gradients to match; padding with stride 1 only."""
     return _fastest(x, kernel, dilation, padding) if stride == 1 else convolution(x, kernel, dilation, stride)
 
@@ -79,12 +79,13 @@ def _forward(x, kernel, dilation, stride, padding):
 
 def _backward(dilation, stride, padding, residuals, slope):
     x, kernel = residuals
-    reach = dilation * (len(kernel) - 1)
+    reach = [dilation * (n - 1) for n in kernel.shape[:2]]
     flipped = kernel[::-1, ::-1].transpose(0, 1, 3, 2)
     if stride == 1:
-        return _fastest(slope, flipped, dilation, reach - padding), kernel_gradient(x, slope, dilation, padding)
-    unread = [(n - reach - 1) % stride for n in x.shape[1:3]]  # rows and columns at the end
-    pads = ((0, 0, 0), *((reach, reach + end, stride - 1) for end in unread), (0, 0, 0))
+        around = tuple(r - n for r, n in zip(reach, _each_axis(padding)))
+        return _fastest(slope, flipped, dilation, around), kernel_gradient(x, slope, dilation, padding)
+    unread = [(n - r - 1) % stride for n, r in zip(x.shape[1:3], reach)]  # rows and columns at the end
+    pads = ((0, 0, 0), *((r, r + end, stride - 1) for r, end in zip(reach, unread)), (0, 0, 0))
     to_x = _fastest(lax.pad(slope, jnp.zeros((), slope.dtype), pads), flipped, dilation)
     # Between the pixels that it reads the stride dilates the slope, and the dilation makes strides.
     read = x[:, : x.shape[1] - unread[0], : x.shape[2] - unread[1]]
@@ -95,10 +96,10 @@ def _backward(dilation, stride, padding, residuals, slope):
 arranged.defvjp(_forward, _backward)
 
 
-def kernel_gradient(x, slope, dilation: int = 1, padding: int = 0):
-    """Gradient [k, k, c, f] of the kernel of a convolution of stride 1, from its input and the slope of its output."""
-    size = (x.shape[1] + 2 * padding - slope.shape[1]) // dilation + 1
-    if suits_winograd(x.shape, (size, size, x.shape[-1], slope.shape[-1]), dilation, padding, least=WINOGRAD_GRADIENT):
+def kernel_gradient(x, slope, dilation: int = 1, padding=0):
+    """Gradient [k, l, c, f] of the kernel of a convolution of stride 1, from its input and the slope of its output."""
+    size = [(n + 2 * around - m) // dilation + 1 for n, m, around in zip(x.shape[1:3], slope.shape[1:3], _each_axis(padding))]
+    if suits_winograd(x.shape, (*size, x.shape[-1], slope.shape[-1]), dilation, padding, least=WINOGRAD_GRADIENT):
         return winograd.kernel_gradient(_padded(x, padding), slope, dilation)
     to_kernel = convolution(x.transpose(3, 1, 2, 0), slope.transpose(1, 2, 0, 3), 1, dilation, padding)
     return to_kernel.transpose(1, 2, 0, 3)
@@ -132,11 +133,16 @@ def _fastest(x, kernel, dilation, padding=0):
 
 
 def _padded(x, padding):
-    return jnp.pad(x, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
+    return jnp.pad(x, ((0, 0), *((n, n) for n in _each_axis(padding)), (0, 0)))
 
 
-def suits_winograd(shape, kernel, dilation: int, padding: int = 0, *, least: int) -> bool:
+def _each_axis(padding) -> tuple[int, int]:
+    """Padding along y and x."""
+    return (padding, padding) if isinstance(padding, int) else tuple(padding)
+
+
+def suits_winograd(shape, kernel, dilation: int, padding=0, *, least: int) -> bool:
     """Whether sums of rows pay on CPU: 3x3, at least `least` channels on both sides, at most a tenth of the rows padding."""
-    rows = shape[1] + 2 * padding - 2 * dilation
+    rows = shape[1] + 2 * _each_axis(padding)[0] - 2 * dilation
     added = -(-rows // (4 * dilation)) * 4 * dilation
-    return kernel[0] == 3 and min(kernel[2:]) >= least and added <= 1.1 * rows
+    return tuple(kernel[:2]) == (3, 3) and min(kernel[2:]) >= least and added <= 1.1 * rows

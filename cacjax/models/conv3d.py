@@ -140,7 +140,7 @@ def doubled(x, kernel):
 
 
 class Conv3D(nn.Module):
-    """Convolution with zero padding and bias; stride 2 ("down") or its transpose ("up", PyTorch's padding 1, output_padding 1) for size 3.
+    """Convolution with zero padding; stride 2 ("down") or its transpose ("up", PyTorch's padding 1, output_padding 1) for size 3.
 
     Kernel [k, k, k, c, f] and bias are drawn as PyTorch does; sides must be even for "down".
     """
@@ -148,19 +148,25 @@ class Conv3D(nn.Module):
     features: int
     size: int = 3
     step: str = "same"
+    bias: bool = True
 
     @nn.compact
     def __call__(self, x):
-        c = x.shape[-1]
-        bound = 1 / np.sqrt(self.size**3 * (self.features if self.step == "up" else c))
-        kernel = self.param("kernel", conv.uniform(bound), (self.size,) * 3 + (c, self.features))
-        bias = self.param("bias", conv.uniform(bound), (self.features,))
-        if self.step == "down":
-            pairs = jnp.pad(fold(x), ((0, 0), *[(1, 0)] * 3, (0, 0)))
-            small = jnp.einsum("apk,bql,crm,klmio->abcpqrio", DOWN, DOWN, DOWN, kernel)
-            return convolution(pairs, small.reshape(2, 2, 2, 8 * c, self.features)) + bias
-        if self.step == "up":
-            ahead = jnp.pad(x, ((0, 0), *[(0, 1)] * 3, (0, 0)))
-            small = jnp.einsum("apk,bql,crm,klmio->abcipqro", UP, UP, UP, kernel)
-            return unfold(convolution(ahead, small.reshape(2, 2, 2, c, 8 * self.features))) + bias
-        return same(x, kernel) + bias
+        bound = 1 / np.sqrt(self.size**3 * (self.features if self.step == "up" else x.shape[-1]))
+        kernel = self.param("kernel", conv.uniform(bound), (self.size,) * 3 + (x.shape[-1], self.features))
+        bias = self.param("bias", conv.uniform(bound), (self.features,)) if self.bias else 0.0
+        return {"same": same, "down": halved, "up": unfolded}[self.step](x, kernel) + bias
+
+
+def halved(x, kernel):
+    """Convolution of size 3, stride 2, zero padding: [b, 2z, 2y, 2x, c] and [3, 3, 3, c, f] -> [b, z, y, x, f]."""
+    *_, c, f = kernel.shape
+    small = jnp.einsum("apk,bql,crm,klmio->abcpqrio", DOWN, DOWN, DOWN, kernel)
+    return convolution(jnp.pad(fold(x), ((0, 0), *[(1, 0)] * 3, (0, 0))), small.reshape(2, 2, 2, 8 * c, f))
+
+
+def unfolded(x, kernel):
+    """The transposed one: [b, z, y, x, c] and [3, 3, 3, c, f] -> [b, 2z, 2y, 2x, f]."""
+    *_, c, f = kernel.shape
+    small = jnp.einsum("apk,bql,crm,klmio->abcipqro", UP, UP, UP, kernel)
+    return unfold(convolution(jnp.pad(x, ((0, 0), *[(0, 1)] * 3, (0, 0))), small.reshape(2, 2, 2, c, 8 * f)))

@@ -139,24 +139,58 @@ class Normalisation(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool):
         channels = (x.shape[-1],)
-        mean, variance = moments(self, x, train)
         scale, bias = self.param("scale", nn.initializers.ones, channels), self.param("bias", nn.initializers.zeros, channels)
+        if train:
+            x, *found = normalised(x, scale, bias)
+            _keep(self, *found)
+            return x
+        mean, variance = moments(self, x, train)
         return (x - mean) * (lax.rsqrt(variance + EPSILON) * scale) + bias
+
+
+@jax.custom_vjp
+def normalised(x, scale, bias):
+    """(maps [b, .., c] of mean 0 and variance 1, times `scale`, plus `bias`; mean and variance [c] of before, without a gradient)."""
+    mean, variance = _of_batch(x)
+    return (x - mean) * (lax.rsqrt(variance + EPSILON) * scale) + bias, mean, variance
+
+
+def _forward(x, scale, bias):
+    out, mean, variance = normalised(x, scale, bias)
+    return (out, mean, variance), (x, mean, lax.rsqrt(variance + EPSILON), scale)
+
+
+def _backward(residuals, slopes):
+    (x, mean, by, scale), slope = residuals, slopes[0]
+    flat, unit = slope.reshape(1, -1, slope.shape[-1]), (x - mean) * by
+    to_bias, to_scale = (conv.sums(each)[0, 0] for each in (flat, flat * unit.reshape(flat.shape)))
+    return (slope - (to_bias + unit * to_scale) / flat.shape[1]) * (by * scale), to_scale, to_bias
+
+
+normalised.defvjp(_forward, _backward)
 
 
 def moments(module, x, train: bool):
     """(mean, variance) [c] of maps, whose running averages a module keeps; outside of training these."""
-    channels = (x.shape[-1],)
-    mean, variance = module.variable("batch_stats", "mean", jnp.zeros, channels), module.variable("batch_stats", "var", jnp.ones, channels)
-    if not train:
-        return mean.value, variance.value
+    return _keep(module, *_of_batch(x)) if train else tuple(each.value for each in _running(module, x.shape[-1]))
+
+
+def _of_batch(x):
     flat = x.reshape(1, -1, x.shape[-1])
     middle = conv.sums(flat)[0, 0] / flat.shape[1]
-    spread = conv.sums(jnp.square(flat - middle))[0, 0] / flat.shape[1]
-    if not module.is_initializing():
-        mean.value = MOMENTUM * mean.value + (1 - MOMENTUM) * middle
-        variance.value = MOMENTUM * variance.value + (1 - MOMENTUM) * spread
-    return middle, spread
+    return middle, conv.sums(jnp.square(flat - middle))[0, 0] / flat.shape[1]
+
+
+def _running(module, channels):
+    return (module.variable("batch_stats", name, first, (channels,)) for name, first in (("mean", jnp.zeros), ("var", jnp.ones)))
+
+
+def _keep(module, *found):
+    """The moments of a batch, once they are mixed into a module's running ones."""
+    for kept, new in zip(_running(module, len(found[0])), found):
+        if not module.is_initializing():
+            kept.value = MOMENTUM * kept.value + (1 - MOMENTUM) * new
+    return found
 
 
 class GroupNormalisation(nn.Module):
