@@ -89,10 +89,29 @@ def test_points_lie_in_their_stratum(sources, stratum):
     }.get(stratum, lambda s, p: (np.array(p) < SHAPE).all())
     for _ in range(40):
         if stratum in sampling.SLICE_STRATA:
-            scan, point = sampling.point_in_slices(stratum, several, rng)
+            found = sampling.point_in_slices(stratum, several, rng)
+            if stratum == "large_calcium_slice":
+                assert found is None  # no slice has 10 voxels of coronary calcium
+                continue
+            scan, point = found
         else:
             scan, point = several[0], sampling.point_in_scan(stratum, several[0], rng)
         assert holds(scan, point), (stratum, point)
+
+
+def test_slices_lie_about_the_heart_and_carry_it():
+    raw = record(0)
+    raw["heart"] = np.zeros(SHAPE, np.uint8)
+    raw["heart"][2:5, 8:13, 3:6] = 1
+    raw["label"][3, 2:6, 2:6] = 1
+    scan, rng = scans.index_scan(raw), np.random.default_rng(0)
+    assert scan.centre == (10, 4)
+    assert sampling.point_in_slices("large_calcium_slice", [scan], rng)[1] == (3, 10, 4)
+    spec = StreamSpec(("source",), sampling.Cut((1, 5, 5)), (("clean_slice", 1.0),), heart=True)
+    sample = sampling.cut_sample(scan, (3, 10, 4), spec)
+    np.testing.assert_array_equal(sample["heart"], raw["heart"][3:4, 8:13, 2:7])
+    assert sampling.sample_shapes(spec) == {"hu": (1, 5, 5), "label": (1, 5, 5), "heart": (1, 5, 5)}
+    assert "heart" not in sampling.sample_shapes(spec._replace(heart=False))
 
 
 def test_slices_are_drawn_before_voxels():

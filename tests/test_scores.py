@@ -89,7 +89,7 @@ def test_calciumscoring_jl():
     assert score(hu, half, "calciumscoring_jl", mass_factor=0.75)[:3] == pytest.approx((16, 2, 0.6), rel=1e-7)
     default = rules.RULES["calciumscoring_jl"]._replace(thickness="increment")
     assert score(hu, half, default)[0] == pytest.approx(2.6667, abs=1e-4)
-    assert score(blocks(), half, "calciumscoring_jl", mass_factor=0.75) == (0, 0, 0, 0)
+    assert score(blocks(), half, "calciumscoring_jl", mass_factor=0.75) == (0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize(("height", "kvp"), [(260, 135), (280, 120), (310, 100), (400, 80)])

@@ -51,6 +51,8 @@ class Sampler:
 
     def _point(self, stratum: str, step: int, place: int, rng: np.random.Generator):
         """Return (scan, voxel) from the scans in memory, or from any other scan when none of these has a candidate."""
+        if (scan := self._shared(step, place)) and (found := sampling.point_in_slices(stratum, [scan], rng, self._bin(step, place))):
+            return found
         inside, draw = self.in_memory(step), functools.partial(sampling.point_in_slices, stratum, rng=rng, place=self._bin(step, place))
         if stratum in sampling.SLICE_STRATA and (found := draw([self._scan(i) for i in inside])):
             return found
@@ -65,6 +67,16 @@ class Sampler:
             if found:
                 return found
         raise ValueError(f"no scan of splits {self.spec.splits} has a voxel for stratum {stratum!r}")
+
+    def _shared(self, step: int, place: int) -> scans.IndexedScan | None:
+        """Return the scan that both samples of a pair come from, None where they need not."""
+        if not self.spec.one_scan:
+            return None
+        rng = np.random.default_rng([self.seed, step, sampling.pair_of(place, self.count[-1])])
+        if rng.random() >= self.spec.one_scan:
+            return None
+        order = (self._scan(int(i)) for i in rng.permutation(self.in_memory(step)))
+        return next((scan for scan in order if all(sampling.holding(s, scan).any() for s, _ in self.spec.strata)), None)
 
     def _bin(self, step: int, place: int) -> tuple[int, int] | None:
         """Return (bin, number of bins) of a sample, None where the stream has none."""

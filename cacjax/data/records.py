@@ -99,7 +99,10 @@ def grid_of(data) -> dict:
     if kind not in grids.KINDS or len(spacing_mm) != 3 or min(spacing_mm) <= 0:
         expected = f"a kind among {', '.join(grids.KINDS)} and three positive spacing_mm"
         raise ValueError(f"data.grid: expected {expected}, got {kind!r}, {spacing_mm}")
-    return {"kind": kind, "spacing_mm": spacing_mm}
+    thickness = {"thickness_mm": float(grid["thickness_mm"])} if kind == "slabs" else {}
+    if min(thickness.values(), default=1) <= 0:
+        raise ValueError(f"data.grid: expected a positive thickness_mm, got {grid['thickness_mm']}")
+    return {"kind": kind, "spacing_mm": spacing_mm} | thickness
 
 
 def run(work: Callable, jobs: Iterable, *, workers: int, title: str, progress: bool) -> Iterator:

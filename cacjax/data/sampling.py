@@ -15,9 +15,10 @@ from cacjax.kernels import view
 
 MIN_SLICE_CALCIUM = 3  # a slice counts as calcified from this many labelled voxels (Zhai 2022, official code)
 IN_SLICE = {"bright_in_slice": ("bright", 1), "calcium_in_slice": ("calcium", MIN_SLICE_CALCIUM), "calcium_slice": ("coronary", 1)}
+IN_SLICE |= {"large_calcium_slice": ("coronary", 10)}
 ARTERY = "artery"  # coronary calcium, the artery first, each that has some as often
 WHOLE = "whole_scan"  # about the middle of a scan, every scan once in an epoch
-WHOLE_SLICES = ("calcium_slice", "clean_slice")
+WHOLE_SLICES = ("calcium_slice", "large_calcium_slice", "clean_slice")
 SLICE_STRATA = ("bright_in_slice", "anywhere_in_slice", "calcium_in_slice", *WHOLE_SLICES)
 SCAN_STRATA = ("coronary", "calcium", "candidate_in_heart", "bright_in_heart", "bright", "heart_box", "anywhere")
 SCAN_STRATA += ("bright_negative", ARTERY, DETECTED, WHOLE)
@@ -44,11 +45,13 @@ class StreamSpec(NamedTuple):
     splits: names of the sources drawn from. cut: what is cut around a voxel. strata: (name, share) pairs; shares add up to 1 and
     are taken by a sample's position in its minibatch, so that they are exact where share * minibatch is whole; of "whole_scan" each
     minibatch of a step (each member of an ensemble) takes all scans in an order of its own, again in every epoch. bins: samples of strata
-    of slices come from one of so many equal parts of the heart's extent in z (`bin_at`; 0: from anywhere). jitter_px: the
-    window's largest shift in y and x. labelled: samples carry "label". augment: (name, chance) pairs of `augment.AUGMENTATIONS`, in order.
-    scans_in_memory: scans drawn from at a time (0: all of them), replaced every `swap_every` steps (0: never). view: how the
-    network sees enhanced scans (see cacjax.kernels.view); strata are those of the scan as it is. axes: mesh axis of each number of the
-    stream's count ("": none; axes that the mesh lacks are none); (): the last number over "data".
+    of slices come from one of so many equal parts of the heart's extent in z (`bin_at`; 0: from anywhere). one_scan: the
+    share of pairs (see `bin_at`) whose two samples come from one scan, which has slices of all strata. jitter_px: the
+    window's largest shift in y and x. labelled: samples carry "label"; heart: they carry "heart", not with planes. augment:
+    (name, chance) pairs of `augment.AUGMENTATIONS`, in order. scans_in_memory: scans drawn from at a time (0: all of them), replaced
+    every `swap_every` steps (0: never). view: how the network sees enhanced scans (see cacjax.kernels.view); strata are those of the scan
+    as it is. axes: mesh axis of each number of the stream's count ("": none; axes that the mesh lacks are none); (): the last number over
+    "data".
     """
 
     splits: tuple[str, ...]
@@ -61,8 +64,10 @@ class StreamSpec(NamedTuple):
         ("anywhere", 0.1),
     )
     bins: int = 0
+    one_scan: float = 0.0
     jitter_px: int = 0
     labelled: bool = True
+    heart: bool = False
     augment: tuple[tuple[str, float], ...] = ()
     scans_in_memory: int = 0
     swap_every: int = 0
@@ -80,8 +85,10 @@ def check_spec(name: str, spec: StreamSpec) -> None:
     needs = [s for s, _ in spec.strata if s in LABELLED_STRATA]
     if needs and not spec.labelled:
         raise ValueError(f"stream {name}: stratum {needs[0]!r} needs labels, but the stream is not labelled")
-    if spec.bins and not {s for s, _ in spec.strata} <= set(SLICE_STRATA):
-        raise ValueError(f"stream {name}: bins need strata among {SLICE_STRATA}, got {spec.strata}")
+    if (spec.bins or spec.one_scan) and not {s for s, _ in spec.strata} <= set(SLICE_STRATA):
+        raise ValueError(f"stream {name}: bins and pairs of one scan need strata among {SLICE_STRATA}, got {spec.strata}")
+    if not 0 <= spec.one_scan <= 1:
+        raise ValueError(f"stream {name}: one_scan must be a share from 0 to 1, got {spec.one_scan}")
     wrong = [s for s, _ in spec.augment if s not in AUGMENTATIONS]
     if wrong:
         raise ValueError(f"stream {name}: unknown augmentation {wrong[0]!r}, expected one of {', '.join(AUGMENTATIONS)}")
@@ -121,8 +128,12 @@ def bin_at(bins: int, *, seed: int, step: int, position: int, minibatch: int) ->
     Both halves of a minibatch, and all streams with as many bins, have the same sequence of bins at a step: sample i of the first half
     and sample i of the second lie at one height of the heart.
     """
-    pair = position % -(-minibatch // 2)
-    return int(np.random.default_rng([seed, bins, step, pair]).integers(bins))
+    return int(np.random.default_rng([seed, bins, step, pair_of(position, minibatch)]).integers(bins))
+
+
+def pair_of(position: int, minibatch: int) -> int:
+    """Return the pair of a sample: it and the one at its place in the other half of the minibatch."""
+    return position % -(-minibatch // 2)
 
 
 def scan_in_turn(scans: int, *, seed: int, member: int, number: int) -> int:
@@ -147,12 +158,12 @@ def point_in_scan(stratum: str, scan: IndexedScan, rng: np.random.Generator) -> 
 
 def point_in_slices(stratum: str, scans: list[IndexedScan], rng: np.random.Generator, place: tuple[int, int] | None = None):
     """Draw (scan, voxel): first a slice among those of all scans, then a voxel in it, both uniformly (Zhai 2022); for WHOLE_SLICES the
-    voxel is the middle of the slice.
+    voxel is the middle of the heart in y and x.
 
     place: (bin, bins), to draw slices from that bin of the heart's extent, or from the nearest that has candidates (both, where two are
     as near). Slices without a candidate are not drawn at all, which has the distribution of drawing again. None if none is left.
     """
-    candidates = np.concatenate([_holding(stratum, scan) for scan in scans])
+    candidates = np.concatenate([holding(stratum, scan) for scan in scans])
     if place:
         chosen, bins = place
         number = np.concatenate([bin_of_slices(scan, bins) for scan in scans])
@@ -161,17 +172,17 @@ def point_in_slices(stratum: str, scans: list[IndexedScan], rng: np.random.Gener
     if not candidates.any():
         return None
     z, scan = _pick_slice(scans, np.flatnonzero(candidates), rng)
-    rows, columns = scan.hu.shape[1:]
     if stratum in WHOLE_SLICES:
-        return scan, (z, rows // 2, columns // 2)
+        return scan, (z, *scan.centre)
     if stratum == "anywhere_in_slice":
+        rows, columns = scan.hu.shape[1:]
         return scan, (z, int(rng.integers(rows)), int(rng.integers(columns)))
     name, _ = IN_SLICE[stratum]
     return scan, _unravel(scan.voxels[name][rng.integers(*scan.starts[name][z : z + 2])], scan.hu.shape)
 
 
-def _holding(stratum, scan):
-    """Whether each slice of a scan is a candidate of a stratum, bool [z]."""
+def holding(stratum: str, scan: IndexedScan) -> np.ndarray:
+    """Return whether each slice of a scan is a candidate of a stratum, bool [z]."""
     if stratum == "anywhere_in_slice":
         return np.ones(len(scan.hu), bool)
     if stratum == "clean_slice":
@@ -223,16 +234,19 @@ def plane_through(volume: np.ndarray, plane: str, point: tuple[int, int, int]):
 def sample_shapes(spec: StreamSpec) -> dict[str, tuple[int, ...]]:
     """Shapes of what `cut_sample` returns, of a cut of size (z, y, x) and margin (a, b, c).
 
-    With planes "hu" [planes, y + 2b, x + 2c, z] and "label" [planes, y, x], else "hu" [z + 2a, y + 2b, x + 2c] and "label" [z, y, x].
+    With planes "hu" [planes, y + 2b, x + 2c, z] and "label" [planes, y, x], else "hu" [z + 2a, y + 2b, x + 2c], "label" and "heart"
+    [z, y, x].
     """
     size, margin, planes = spec.cut
     slab, *plane = (n + 2 * m for n, m in zip(size, margin))
     shapes = {"hu": (len(planes), *plane, slab), "label": (len(planes), *size[1:])} if planes else {"hu": (slab, *plane), "label": size}
-    return {part: tuple(shape) for part, shape in shapes.items() if spec.labelled or part == "hu"}
+    carried = {"hu": True, "label": spec.labelled, "heart": spec.heart and not planes}
+    shapes |= {"heart": size}
+    return {part: tuple(shapes[part]) for part, wanted in carried.items() if wanted}
 
 
 def cut_sample(scan: IndexedScan, point: tuple[int, int, int], spec: StreamSpec) -> dict[str, np.ndarray]:
-    """Cut {"hu": int16, "label": uint8} around a voxel; shapes as `sample_shapes` says, "label" only if the stream is labelled.
+    """Cut {"hu": int16, "label": uint8, "heart": uint8} around a voxel; shapes and which of them as `sample_shapes` says.
 
     Outside the scan planes have -1000 HU and class 0. The arrays are new, never views of the scan in memory.
     """

@@ -22,7 +22,8 @@ DETECTED = "detected_negative"  # what a first network takes for calcium and is 
 class IndexedScan(NamedTuple):
     """A decoded scan with what sampling needs: voxel lists are ascending flat indices, int32.
 
-    starts[name][z] is the position in voxels[name] of the first voxel of slice z; shape [z + 1].
+    starts[name][z] is the position in voxels[name] of the first voxel of slice z; shape [z + 1]. heart: its mask, uint8; centre: its
+    middle (y, x), of the scan where no heart is known.
     """
 
     id: str
@@ -31,6 +32,8 @@ class IndexedScan(NamedTuple):
     box: np.ndarray
     voxels: dict[str, np.ndarray]
     starts: dict[str, np.ndarray]
+    heart: np.ndarray
+    centre: tuple[int, int]
 
 
 def heart_box(heart: np.ndarray) -> np.ndarray:
@@ -41,10 +44,17 @@ def heart_box(heart: np.ndarray) -> np.ndarray:
     return np.stack([np.maximum(found[0] - margin, 0), np.minimum(found[1] + 1 + margin, heart.shape)])
 
 
+def middle(heart: np.ndarray) -> tuple[int, int]:
+    """The heart's centre of mass (y, x), rounded; the middle of the scan if empty."""
+    at = np.nonzero(heart)[1:] if heart.any() else np.array(heart.shape[1:])[:, None] / 2
+    return tuple(round(float(np.mean(along))) for along in at)
+
+
 def index_scan(record: dict, seen: str = "none") -> IndexedScan:
     """List the voxels of every stratum of one record, once per scan in memory. seen: the view that samples are cut from."""
     hu, label = np.asarray(record["hu"]), np.asarray(record["label"])
-    box = heart_box(np.asarray(record["heart"]))
+    heart = np.asarray(record["heart"])
+    box = heart_box(heart)
     threshold = np.nan_to_num(record.get("threshold_hu", np.nan), nan=CALCIUM_HU)  # the scan's own; none known: the classical one
     bright, inside = hu >= CALCIUM_HU, np.zeros(hu.shape, bool)
     inside[tuple(slice(low, high) for low, high in box.T)] = True
@@ -56,7 +66,7 @@ def index_scan(record: dict, seen: str = "none") -> IndexedScan:
     voxels[DETECTED] = detected[label.ravel()[detected] == 0]
     edges = np.arange(hu.shape[0] + 1) * (hu.shape[1] * hu.shape[2])
     starts = {name: np.searchsorted(voxels[name], edges) for name in ("bright", "calcium", "coronary")}
-    return IndexedScan(as_text(record["id"]), as_seen(record, seen), label, box, voxels, starts)
+    return IndexedScan(as_text(record["id"]), as_seen(record, seen), label, box, voxels, starts, heart, middle(heart))
 
 
 def as_seen(record: dict, seen: str) -> np.ndarray:

@@ -2,8 +2,9 @@
 
 A grid is described by its "kind". "spline", at "spacing_mm": cubic, first and last voxel centres stay where they are (Zhai 2022).
 "linear", at "spacing_mm": means of whole blocks of voxels, then linear, so that noise averages out as in thick slices. "cells", of one of
-"sides_mm", with what "restore" names: see `cacjax.kernels.cells` (Gogin 2021). "native": the scan's own (Zhang 2018). Cohorts resample
-by the same functions as detection: training sees what scoring sees.
+"sides_mm", with what "restore" names: see `cacjax.kernels.cells` (Gogin 2021). "native": the scan's own (Zhang 2018). "slabs", of
+"thickness_mm" at "spacing_mm": see `cacjax.kernels.slabs` (van Velzen 2022). Cohorts resample by the same functions as detection:
+training sees what scoring sees.
 """
 
 import itertools
@@ -11,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cacjax.kernels import cells, spatial
+from cacjax.kernels import cells, slabs, spatial
 
-KINDS = ("spline", "linear", "cells", "native")
+KINDS = ("spline", "linear", "cells", "native", "slabs")
 SIDES = (32, 64, 64)  # sides of scans are rounded up to multiples of these
 NO_HU = -32768.0  # of what a scan is padded with: below every threshold
 
@@ -70,6 +71,9 @@ def resample(hu, spacing_mm, grid):
         found = cells.plan(hu.shape, spacing_mm, grid["sides_mm"])
         width = np.divide(found.spacing_mm, spacing_mm)
         return cells.coarse(hu, found.axes, restore=grid["restore"]), scaling(width, (width - 1) / 2)
+    if grid["kind"] == "slabs":
+        found = slabs.plan(hu.shape, spacing_mm, grid["spacing_mm"], thickness_mm=grid["thickness_mm"])
+        return np.asarray(slabs.resample(hu, found.there, fill=0.0)), found.index
     if grid["kind"] != "spline":
         raise ValueError(f"grid.kind must be one of {', '.join(KINDS)}, got {grid['kind']!r}")
     volume, _ = spatial.resample(hu, spacing_mm, grid["spacing_mm"], order=3)

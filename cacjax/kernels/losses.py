@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
-from jaxtyping import Float, Integer, PRNGKeyArray, Real, Shaped
+from jaxtyping import Bool, Float, Integer, PRNGKeyArray, Real, Shaped
 
 
 def cross_entropy(
@@ -91,6 +91,14 @@ def critic_loss(source_values: Float[ArrayLike, " s"], target_values: Float[Arra
 def told_apart(source_values: Float[ArrayLike, " s"], target_values: Float[ArrayLike, " t"]) -> Float[Array, ""]:
     """Share of pairs of a source and a target sample that a critic orders rightly (the area under its ROC curve); confused: .5."""
     return (jnp.sign(source_values[:, None] - target_values).mean() + 1) / 2
+
+
+def area_under_curve(values: Float[ArrayLike, " n"], positive: Bool[ArrayLike, " n"], negative: Bool[ArrayLike, " n"]) -> Float[Array, ""]:
+    """Chance that a positive value is above a negative one, equal ones half (the area under the ROC curve); nan where there are none."""
+    ordered = jnp.sort(jnp.where(negative, values, jnp.inf))
+    below, not_above = (jnp.searchsorted(ordered, values, side=side) for side in ("left", "right"))
+    pairs = jnp.where(positive, (below + not_above) / 2, 0).sum()
+    return pairs / (positive.sum() * negative.sum())
 
 
 def maximum_mean_discrepancy(

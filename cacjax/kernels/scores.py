@@ -52,13 +52,14 @@ class Numbers(NamedTuple):
 
 
 class Scores(NamedTuple):
-    """Scores by row: Agatston units, mm3, mg (nan without a mass factor), lesions in 3D."""
+    """Scores by row: Agatston units, mm3, mg (nan without a mass factor), lesions in 3D, pseudo-mass (HU x mm3)."""
 
     names: tuple
     agatston: Float64[np.ndarray, " k"]
     volume_mm3: Float64[np.ndarray, " k"]
     mass_mg: Float64[np.ndarray, " k"]
     n_lesions: Int64[np.ndarray, " k"]
+    pseudo_mass: Float64[np.ndarray, " k"]
 
 
 def score(
@@ -113,9 +114,10 @@ def from_totals(found: Totals, spacing_mm: Spacing, rule: rules.Rule, unit: Scal
     voxel_mm3 = float(np.prod(np.asarray(spacing_mm, np.float64)))
     agatston = found.whole.astype(np.float64) if rule.whole_lesions else found.weighted_px * float(unit)
     factor = np.nan if mass_factor is None else mass_factor
-    mass_mg = exact.undigits(found.hu) * exact.HU_UNIT * voxel_mm3 * factor / 1000.0
+    pseudo_mass = exact.undigits(found.hu) * exact.HU_UNIT * voxel_mm3
     names = tuple(str(i) for i in range(1, len(agatston) + 1))
-    return Scores(names, agatston, found.voxels * voxel_mm3, mass_mg, found.n_lesions.astype(np.int64))
+    mass_mg = pseudo_mass * factor / 1000.0
+    return Scores(names, agatston, found.voxels * voxel_mm3, mass_mg, found.n_lesions.astype(np.int64), pseudo_mass)
 
 
 def by_artery(each: Scores, classes: tuple[int, ...] = ARTERIES) -> Scores:

@@ -18,8 +18,8 @@ def streams_of(streams, task) -> dict:
 
 
 def example_batch(streams) -> dict:
-    """Shapes of one batch: per stream "hu", and "label" if it is labelled, [*count, ...] as `sampling.sample_shapes` says."""
-    dtypes = {"hu": jnp.float32, "label": jnp.uint8}
+    """Shapes of one batch: per stream "hu", "label" and "heart" where it carries them, [*count, ...] as `sampling.sample_shapes` says."""
+    dtypes = {"hu": jnp.float32, "label": jnp.uint8, "heart": jnp.uint8}
 
     def shapes(spec, count):
         return {part: jax.ShapeDtypeStruct((*count, *shape), dtypes[part]) for part, shape in sampling.sample_shapes(spec).items()}
