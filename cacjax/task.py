@@ -88,12 +88,14 @@ class Detector(NamedTuple):
 
     plan(shape, spacing_mm, affine, heart, threshold_hu, aorta_hu) -> Plan: on the host, numpy; heart and aorta_hu may be None.
     find(state, case, how) -> Finding: pure; traced it is a part of the caller's program, else it runs in steps under a progress bar.
-    classes: the labels that it can answer, a row of scores each.
+    classes: the labels that it can answer, a row of scores each. check(counts) -> flags {code: note}: what the Finding's counts say
+    against it, on the host; raises ScanError where it is none.
     """
 
     plan: Callable
     find: Callable
     classes: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
+    check: Callable | None = None
 
 
 class Task(NamedTuple):

@@ -35,6 +35,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.width = 8
     config.model.blocks = 6
     config.model.classes = 8 if "whole" in words else 6
+    config.model.bias = True  # before a normalisation, too
     config.model.ends = 7  # kernel of the first and the last layer
 
     config.optimiser = ConfigDict({"rate": 1e-3, "drop_every": 4000, "drop": 0.3})

@@ -201,9 +201,9 @@ def test_windows_cover_everything_and_their_mean_is_the_network():
     shape, window = (5, 70, 33), (4, 32, 32)
     firsts = windows.corners(shape, window, (2, 16, 16))
     hu = jnp.asarray(np.random.default_rng(0).normal(size=grids.padded(shape)), jnp.float32)
-    network = lambda hu: jnp.stack([hu, 1 - hu], -1)  # noqa: E731
+    network = lambda state, hu: jnp.stack([hu, 1 - hu], -1)  # noqa: E731
     arguments = hu, jnp.array(shape), jnp.array(firsts), jnp.int32(len(firsts))
-    sums = windows.add_up(network, *arguments, window=window, classes=2, traced=False)
+    sums = windows.add_up(network, (), *arguments, window=window, classes=2, traced=False)
     inside = tuple(slice(0, n) for n in shape)
     times = np.asarray(sums.sum(-1))[inside].round()
     assert times.min() >= 1

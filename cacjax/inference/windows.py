@@ -45,24 +45,28 @@ def corners(shape, window, overlap) -> list[tuple[int, int, int]]:
     return list(itertools.product(*(_starts(max(n, side), side, least) for n, side, least in zip(shape, window, overlap, strict=True))))
 
 
-def add_up(network, hu, shape, firsts, count, *, window, classes: int, traced: bool):
+def add_up(network, state, hu, shape, firsts, count, *, window, classes: int, traced: bool):
     """Sums [z, y, x, classes] of a network's probabilities over windows of a padded scan: pure, the memory of one window beside them.
 
-    network: hu [1, z, y, x] -> probabilities [1, z, y, x, classes]. shape: int32 [3], without padding, beyond which the last voxels are
-    repeated. firsts: `corners`, int32 [most, 3], of which the first `count` are in use.
+    network: (state, hu [1, z, y, x]) -> probabilities [1, z, y, x, classes], the same function for every scan: it is compiled once.
+    shape: int32 [3], without padding, beyond which the last voxels are repeated. firsts: `corners`, int32 [most, 3], of which the first
+    `count` are in use.
     """
-    start = jax.jit(functools.partial(_edged, classes=classes))(hu, shape)
+    hu, sums = jax.jit(functools.partial(_edged, classes=classes))(hu, shape)
 
-    def one(number, carry):
-        hu, sums = carry
-        at = (*jnp.asarray(firsts)[number], 0)
-        found = network(lax.dynamic_slice(hu, at[:3], window)[None])[0]
-        return hu, lax.dynamic_update_slice(sums, lax.dynamic_slice(sums, at, found.shape) + found, at)
+    def one(number, sums):
+        return _add_window(network, window, state, hu, jnp.asarray(firsts), number, sums)
 
     if traced:
-        return lax.fori_loop(0, count, one, start)[1]
-    step = jax.jit(one, donate_argnums=1)
-    return steps.advance(lambda n, _, carry: step(n, carry), count, start, traced=False, every=1, unit="window", title="detect")[1]
+        return lax.fori_loop(0, count, one, sums)
+    return steps.advance(lambda n, _, sums: one(n, sums), count, sums, traced=False, every=1, unit="window", title="detect")
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=6)
+def _add_window(network, window, state, hu, firsts, number, sums):
+    at = (*firsts[number], 0)
+    found = network(state, lax.dynamic_slice(hu, at[:3], window)[None])[0]
+    return lax.dynamic_update_slice(sums, lax.dynamic_slice(sums, at, found.shape) + found, at)
 
 
 def _edged(hu, shape, *, classes):

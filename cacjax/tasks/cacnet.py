@@ -126,8 +126,7 @@ def detector(config, predict) -> Detector:
 
     def find(state, case, how) -> Finding:
         traced = is_traced(state, case)
-        network = functools.partial(predict, state)
-        sums = windows.add_up(network, case.hu, case.shape, *case.plan, window=how, classes=CLASSES, traced=traced)
+        sums = windows.add_up(predict, state, case.hu, case.shape, *case.plan, window=how, classes=CLASSES, traced=traced)
         return conclude(case, sums)._replace(hu=case.hu)
 
     def conclude(case, sums):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from cacjax.classes import AORTA
 from cacjax.data.sampling import Cut
 from cacjax.inference import structures, windows
 from cacjax.kernels import losses
@@ -34,19 +35,36 @@ def make(config) -> Task:
     def objective(batch, params, stats):
         variables = {"params": params, "batch_stats": stats}
         logits, changed = model.apply(variables, windows.normalise(batch["hu"]), True, mutable=["batch_stats"])
-        labels = jnp.where(batch["label"] < config.model.classes, batch["label"], 0)
+        labels = classes(batch["label"], config.model.classes)
         dice = losses.soft_dice(jax.nn.softmax(logits), labels)
         total = (1 - dice).sum()
         return total, ({"loss": total, "dice": dice[1:].mean()}, changed["batch_stats"])
 
     def predict(state, hu):
-        net = state.nets["heart"]
-        answer = functools.partial(windows.probabilities, model, {"params": net.params, "batch_stats": net.stats})
-        return windows.slide(answer, hu, **config.window)
+        return windows.slide(functools.partial(windows_of(config), state), hu, **config.window)
 
     return Task(init, train_step, lambda stream: Cut((stream.patch,) * 3), predict=predict, segment=structures.segmenter(config, predict))
 
 
 def network(config) -> EncoderDecoder:
     """The network that a config describes."""
-    return EncoderDecoder(config.model.width, config.model.blocks, config.model.classes, config.model.ends)
+    return EncoderDecoder(**config.model)
+
+
+def windows_of(config):
+    """The network of a config as (state, HU [b, z, y, x]) -> probabilities [b, z, y, x, classes]."""
+    model = network(config)
+
+    def answer(state, hu):
+        net = state.nets["heart"]
+        return windows.probabilities(model, {"params": net.params, "batch_stats": net.stats}, hu)
+
+    return answer
+
+
+def classes(label, number: int):
+    """Structures as so many classes; what a network has none for is background, and with two of them every structure but the aorta is
+    heart."""
+    if number == 2:
+        return ((label > 0) & (label != AORTA)).astype(label.dtype)
+    return jnp.where(label < number, label, 0)
