@@ -77,6 +77,7 @@ def parse(argv):
     add("--scheme", choices=tuple(scores.SCHEMES), help="risk categories (default: the system's)")
     add("--mass-factor", type=float, help="calcium calibration in mg per cm³ and HU; without it no mass is given")
     add("--scores-only", action="store_true", help="write scores and records, no masks and no pictures: sooner, but not to be evaluated")
+    add("--no-pictures", action="store_true", help="write no pictures, which take longer than scoring a small scan")
     add("--save-probability", action="store_true", help="also write the probability of coronary calcium of every voxel classified")
     add("--readers", type=_positive, default=1, help="processes that read scans ahead, while others are scored (default: 1)")
     add("--reader-seconds", type=_positive, default=reading.SECONDS, help="limit for reading one scan (default: %(default)s)")

@@ -18,6 +18,7 @@ from cacjax.report import tables
 
 OVER = {"all": lambda least, most: least >= 0, "any": lambda least, most: most > 0, "positive": lambda least, most: least > 0}
 QUANTITIES = ("agatston", "volume_mm3", "mass_mg")
+FURTHER = ("pseudo_mass", "map_hu_mm3")  # quantities of scores that have them
 KEYS = ("arm", "group", "rule", "artery", "quantity", "over")
 CONTROL = ("both", "one", "none")
 MEASURED = ("relative_difference", "relative_difference_median", "icc", "icc_low", "icc_high", "bias", "coefficient")
@@ -58,9 +59,9 @@ def read_scores(folder):
     """{scan: {(rule, artery): row}} of the scores.csv in a folder; ("", "") is the key of a refused scan. Raises ManifestError."""
     path, found = folder / "scores.csv", {}
     for line, cells in _rows(path, NEEDED, "the scores.csv that cacjax.score writes"):
-        for name in QUANTITIES:
+        for name in (*QUANTITIES, *FURTHER):
             try:
-                cells[name] = float(cells[name] or "nan")
+                cells[name] = float(cells.get(name) or "nan")
             except ValueError:
                 raise ManifestError(f"{path}, line {line}: expected a number in {name}, got {cells[name]!r}") from None
         found.setdefault(cells["scan"], {})[cells["rule"], cells["artery"]] = cells
@@ -119,7 +120,7 @@ def rows_of(table, pairs, rule, artery):
     scored = [(cells["agatston"], cells["category"]) for scan in table.values() if (cells := scan.get((rule, artery)))]
     scheme = agreement.scheme_of(scored)
     groups = ["", *sorted({pair.group for pair in pairs} - {""})]
-    for quantity, group in itertools.product(QUANTITIES, groups):
+    for quantity, group in itertools.product((*QUANTITIES, *FURTHER), groups):
         values = values_of(table, [pair for pair in pairs if group in ("", pair.group)], rule, artery, quantity)
         known = values[np.isfinite(values).all(1)]
         for over, counts in OVER.items() if len(known) else ():

@@ -4,6 +4,7 @@
     python -m cacjax.experiments uda-table2 --size tiny --seeds 3 --out runs/table2  Zhai 2022, Table 2, and further arms
     python -m cacjax.experiments ensemble-table1 --size small --out runs/table1      Gogin 2021, Table 1
     python -m cacjax.experiments cacnet-table1 --size small --out runs/cacnet        Zhang 2018, Tables 1 and 2; cacnet-table4: ablations
+    python -m cacjax.experiments cyclegan-pairs --size small --out runs/pairs        van Velzen 2022, Tables 3 and 4, with controls
     python -m cacjax.experiments ensemble-cells --size small --out runs/cells        what its cells keep of calcium and of noise
 
 Every command that it runs is shown and can be run by hand; called again it goes on where it was stopped. On CPU two trainings run
@@ -20,12 +21,12 @@ import sys
 import time
 from importlib.metadata import version
 
-from cacjax.experiments import cacnet, cells, commands, ensemble, uda
+from cacjax.experiments import cacnet, cells, commands, cyclegan, ensemble, uda
 from cacjax.report import tables
 
 PACKAGES = ("cacjax", "jax", "jaxlib", "flax", "optax", "numpy")
-EXPERIMENTS = {name: module for module in (uda, ensemble, cacnet, cells) for name in module.EXPERIMENTS}
-SIZES = tuple(dict.fromkeys(size for module in (uda, ensemble, cacnet, cells) for size in module.SIZES))
+EXPERIMENTS = {name: module for module in (uda, ensemble, cacnet, cyclegan, cells) for name in module.EXPERIMENTS}
+SIZES = tuple(dict.fromkeys(size for module in (uda, ensemble, cacnet, cyclegan, cells) for size in module.SIZES))
 
 
 def main(argv=None) -> None:

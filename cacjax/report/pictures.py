@@ -12,6 +12,7 @@ COLOURS = ("#ff2d55", "#ffd60a", "#32d74b", "#0a84ff", "#bf5af2", "#ff9f0a", "#6
 CAPTION = {"color": "white", "fontsize": 8}
 # Contrast-enhanced blood is at 200 to 600 HU: in a soft-tissue window it would hide the calcium.
 WINDOWS = ((200.0, (-160.0, 440.0)), (float("inf"), (-200.0, 900.0)))
+MAP_HU = (0.0, 150.0)  # window of a calcium map
 
 
 def overlay(path, hu, mask, *, spacing_mm, names, threshold_hu=130.0, heart=None, title="", columns=4):
@@ -40,9 +41,25 @@ def overlay(path, hu, mask, *, spacing_mm, names, threshold_hu=130.0, heart=None
     save(figure, path)
 
 
+def twins(path, hu, map_hu, *, spacing_mm, title="", heart=None, truth=None, columns=5):
+    """Draw slices with most of a calcium map [z, y, x] in HU: the scan, its twin without that, the map, and a true one where it is known.
+
+    Writes a PNG to `path`; see `overlay`.
+    """
+    box = field(map_hu > 0, heart, hu.shape, spacing_mm)
+    picked = busiest(map_hu, box, columns, spacing_mm)
+    kinds = {"scan": (hu, WINDOWS[0][1]), "twin": (hu - map_hu, WINDOWS[0][1]), "map": (map_hu, MAP_HU)}
+    kinds |= {} if truth is None else {"true calcium": (truth, MAP_HU)}
+    figure, axes = canvas(len(kinds), len(picked), title)
+    for row, (name, (volume, window)) in zip(axes, kinds.items()):
+        for axis, z in zip(row, picked):
+            draw(axis, volume[z][box[1:]], spacing_mm[1:], window, f"{name}, slice {z + 1} of {len(hu)}")
+    save(figure, path)
+
+
 def busiest(mask, box, count, spacing_mm):
-    """Up to `count` slices with most marked voxels, 3 mm apart or more, head first; else spread over the box."""
-    area = (mask > 0).sum((1, 2))
+    """Up to `count` slices with most marked voxels (of HU: the largest sum), 3 mm apart or more, head first; else spread over the box."""
+    area = mask.sum((1, 2)) if mask.dtype.kind == "f" else (mask > 0).sum((1, 2))
     picked = []
     for z in np.argsort(-area, kind="stable"):
         if len(picked) == count or area[z] == 0:

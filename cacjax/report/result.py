@@ -9,23 +9,34 @@ from cacjax.files import scan
 from cacjax.report import pictures
 
 SUFFIXES = {"final": "_mask.nii.gz", "scored": "_scored.nii.gz", "before": "_detected.nii.gz", "map": "_map.nii.gz"}
-PROBABILITY = "_probability.nii.gz"
-OUTPUTS = (".json", ".png", *SUFFIXES.values(), PROBABILITY, "_heart.nii.gz", "_heart.png")
+PROBABILITY, TWIN = "_probability.nii.gz", "_twin.nii.gz"
+OUTPUTS = (".json", ".png", *SUFFIXES.values(), PROBABILITY, TWIN, "_twin.png", "_heart.nii.gz", "_heart.png")
 
 
-def write(result, out, name, *, save_probability=False):
-    """Write the masks of a Result and a picture of what is scored to the folder `out` as <name>_mask.nii.gz and so on, not the record; and
-    what a heart network found. Returns {stage: file name} of the masks."""
+def write(result, out, name, *, save_probability=False, drawn=True):
+    """Write the masks of a Result and, where `drawn`, a picture of what is scored to the folder `out` as <name>_mask.nii.gz and so on, not
+    the record; of a calcium map the twin without it, too; and what a heart network found. Returns {stage: file name} of the masks."""
     out, grid = pathlib.Path(out), result.answer or result.scan
     stages = {"final": result.mask, "scored": result.scored, "before": result.before, "map": result.map}
     masks = {stage: f"{name}{SUFFIXES[stage]}" for stage, array in stages.items() if array is not None}
     for stage, file in masks.items():
         if stage == "map":
             scan.write_image(result.map, grid.affine, out / file, np.float32)
+            scan.write_image(np.rint(grid.hu - result.map).astype(np.int16), grid.affine, out / f"{name}{TWIN}")
         else:
             scan.write_mask(stages[stage], grid, out / file)
     if save_probability and result.probability is not None:
         scan.write_image(result.probability, grid.affine, out / f"{name}{PROBABILITY}", np.float32)
+    if result.structures is not None:
+        heart = np.where(result.structures == AORTA, 0, result.structures)  # the heart's file serves as a heart mask
+        scan.write_mask(heart, result.scan, out / f"{name}_heart.nii.gz")
+    if drawn:
+        draw(result, grid, out, name)
+    return masks
+
+
+def draw(result, grid, out, name):
+    """Draw what is scored to <name>.png; of a calcium map scan, twin and map to <name>_twin.png; what a heart network found."""
     heart = result.heart if result.answer is None else None
     turned, mask, around = scan.oriented(grid, result.scored, result.scored if heart is None else heart)
     classes = any(row["artery"] == "CAC" for row in result.rows)
@@ -40,8 +51,12 @@ def write(result, out, name, *, save_probability=False):
         title=caption(name, result),
     )
     if result.structures is not None:
-        write_structures(result.structures, result.scan, result.record["threshold"], out, name)
-    return masks
+        draw_heart(result.structures, result.scan, result.record["threshold"], out, name)
+    if result.map is not None:
+        total = next(row for row in result.rows if row["artery"] == "CAC")
+        title = f"{name}: {total['map_hu_mm3']:.0f} HU x mm³ of calcium, what a generator takes out of the scan"
+        turned, map_hu = scan.oriented(grid, result.map)
+        pictures.twins(out / f"{name}_twin.png", turned.hu, map_hu, spacing_mm=scan.spacing_mm(turned.affine), title=title)
 
 
 def caption(name, result):
@@ -52,12 +67,8 @@ def caption(name, result):
     return f"{text}; scored by rule {first['rule']} from {first['threshold_hu']:.0f} HU"
 
 
-def write_structures(structures, image, threshold, out, name):
-    """Write the heart, its structures numbered, to <name>_heart.nii.gz, and a picture of all that was found and of the measured box.
-
-    threshold: as the record shows it; the heart's file serves as a heart mask.
-    """
-    scan.write_mask(np.where(structures == AORTA, 0, structures), image, out / f"{name}_heart.nii.gz")
+def draw_heart(structures, image, threshold, out, name):
+    """Draw all structures that were found and the measured box to <name>_heart.png. threshold: as the record shows it."""
     box = np.zeros(structures.shape, np.uint8)
     if "box" in threshold:
         box[tuple(slice(low, high) for low, high in zip(*threshold["box"]))] = 1

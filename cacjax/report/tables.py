@@ -10,7 +10,7 @@ import numpy as np
 from cacjax.files.atomic import replace
 
 SHOWN = ("scan", "status", "reason", "rule", "artery", "agatston", "volume_mm3", "mass_mg", "n_lesions", "category", "map_hu_mm3")
-COLUMNS = (*SHOWN, "threshold_hu", "kvp", "kernel", "spacing_mm", "patient", "study", "series")  # of scores.csv
+COLUMNS = (*SHOWN, "pseudo_mass", "threshold_hu", "kvp", "kernel", "spacing_mm", "patient", "study", "series")  # of scores.csv
 DIGITS = 5  # significant ones of a number in scores.csv; the records keep all
 
 

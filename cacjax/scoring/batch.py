@@ -126,7 +126,8 @@ def _answer(job, reading, out, options, detector, segmenter):
     try:
         result = _score(job, reading, options, detector, segmenter)
         start = time.perf_counter()
-        masks = {} if options.scores_only else files.write(result, out, job.name, save_probability=options.save_probability)
+        how = {"save_probability": options.save_probability, "drawn": not options.no_pictures}
+        masks = {} if options.scores_only else files.write(result, out, job.name, **how)
     except scan.ScanError as error:
         return refusal(job, error.code, str(error))
     except Exception as error:
@@ -159,7 +160,7 @@ def refusal(job, code, message):
 
 def settings(job, options, detector):
     """All that decides a result, as plain values: --resume keeps a record only while these are equal."""
-    of_options = ("regions", "rule", "scheme", "mass_factor", "save_probability", "scores_only", "workdir")
+    of_options = ("regions", "rule", "scheme", "mass_factor", "save_probability", "scores_only", "no_pictures", "workdir")
     of_job = ("heart", "aorta_roi", "threshold_hu", "threshold_from", "aorta_hu")
     chosen = {key: getattr(options, key) for key in of_options} | {key: getattr(job, key) for key in of_job}
     chosen |= {"scoring": detector and detector.config.scoring.to_dict(), "checkpoint": _newest(options.workdir)}

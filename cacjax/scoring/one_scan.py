@@ -181,6 +181,8 @@ def detect(image, heart, limit, aorta_hu, run, weighing, clock):
     how = program.How(plan.how, kinds, finder.classes)
     finding, tables = clock.lap("detect_and_score", program.compute(finder, run.state, case, reading, how, long=plan.long))
     clock.seconds |= finding.timings_s
+    counts = jax.device_get(finding.counts)
+    flags = plan.flags | (finder.check(counts) if finder.check else {})
     rows = []
     for (name, rule), totals, category in zip(weighing.rules.items(), tables.totals, tables.categories):
         each = scores.from_totals(totals, spacing_mm, rule, units[name], mass_factor=weighing.mass_factor)
@@ -199,9 +201,9 @@ def detect(image, heart, limit, aorta_hu, run, weighing, clock):
         "lesions": told.lesions_by_class(tables.lesions, affine, [CLASSES[number] for number in finder.classes]),
         "system": run.config.task,
         "scoring": run.config.scoring.to_dict(),
-        "counts": jax.device_get(finding.counts),
+        "counts": counts,
         "notes": list(plan.notes),
-        "flags": plan.flags,
+        "flags": flags,
     }
     if not own:
         record["answer"] = {"shape": list(shape), "spacing_mm": list(spacing_mm)}

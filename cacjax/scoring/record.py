@@ -19,6 +19,7 @@ def make_rows(rule, totals, category=None, map_hu=None):
         row = {"rule": rule, "artery": name, "agatston": agatston, "volume_mm3": float(totals.volume_mm3[k])}
         row |= {"mass_mg": None if np.isnan(mass_mg) else mass_mg, "n_lesions": int(totals.n_lesions[k])}
         row |= {"category": category if name == "CAC" else None, "map_hu_mm3": None if map_hu is None else float(map_hu[k])}
+        row |= {"pseudo_mass": float(totals.pseudo_mass[k])}
         rows.append(row)
     return rows
 

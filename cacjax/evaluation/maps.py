@@ -1,0 +1,86 @@
+"""How much of a calcium map is calcium, and what maps of two scans of a patient say of each other. Maps are [z, y, x] in HU.
+
+A map of the same anatomy in both scans reproduces well and measures nothing: what agrees is read beside what is true. Two scans of a
+patient are a pair of dicts: "mass" (HU x mm³), and of maps "total", "near", "removed", "free_hu" (see `figures`); "true", the true mass;
+"visible", whether calcium can be seen; where known "agatston" and "clinical", what a reader scores.
+"""
+
+import numpy as np
+from scipy import ndimage
+
+from cacjax.evaluation import agreement
+from cacjax.kernels import scores
+
+NEAR_MM, TRACE_HU = 3.0, 5.0  # a map so close to true calcium of so many HU is in the right place
+FLOOR_HU, SEES_HU = -10.0, (-50.0, 950.0)  # the rule of van Velzen 2022 for what is taken, and what its generator sees
+FALSE_POSITIVES = 0.14  # of scans without calcium, as published
+SCHEME = scores.SCHEMES["van_velzen"]
+
+
+def figures(taken, *, hu, real, heart, spacing_mm, seen, kept=None) -> dict:
+    """{values/gate: {"mass", "near", "total", "removed", "free_hu"}} of a map in HU; masses in HU x mm³. kept: slices by the classifier."""
+    mm3, found = float(np.prod(spacing_mm)), {}
+    close = ndimage.distance_transform_edt(real <= TRACE_HU, sampling=spacing_mm) <= NEAR_MM if (real > TRACE_HU).any() else real > TRACE_HU
+    twin = np.clip(hu, *SEES_HU) - taken
+    for values, map_hu in (("map", taken), ("CT", np.where(twin < FLOOR_HU, 0, taken))):
+        for gate, wanted in (("none", None), ("classifier", kept), ("truth", seen)):
+            gated = map_hu if wanted is None else map_hu * wanted[:, None, None]
+            total = float(gated.sum() * mm3)
+            each = {"mass": total if values == "map" else mass_of(hu, gated > 0, spacing_mm)["mass"], "total": total}
+            each |= {"near": float((gated * close).sum() * mm3), "removed": float(np.minimum(gated, real).sum() * mm3)}
+            empty = ~seen[:, None, None] & heart
+            found[f"{values}/{gate}"] = each | {"free_hu": float(gated[empty].mean()) if empty.any() else 0.0}
+    return found
+
+
+def mass_of(hu, mask, spacing_mm) -> dict:
+    """{"mass"}: the sum of HU of a mask times mm³."""
+    return {"mass": float(hu[mask].astype(np.float64).sum() * np.prod(spacing_mm))}
+
+
+def over(pairs, concordant) -> dict:
+    """{measure: value} of pairs of scans, NaN where there is none. concordant: bool [pairs], those that "difference" is over."""
+    mass, scans = np.array([[each["mass"] for each in pair] for pair in pairs]), [each for pair in pairs for each in pair]
+    flat, true = mass.ravel(), np.array([each["true"] for each in scans])
+    seen, hit = (np.array([of(each) for each in scans]) for of in (lambda e: e["visible"], lambda e: e.get("total", e["mass"]) > 0))
+    found = {"difference": difference(mass[concordant]), "difference_own": difference(mass[hit.reshape(-1, 2).all(1)])}
+    found |= {"icc": agreement.icc_a1(mass).value if len(mass) > 1 and np.ptp(mass) else np.nan}
+    found |= {"sensitivity": share(hit[seen]), "false_positive_rate": share(hit[~seen]), "sensitivity_at": sensitivity_at(flat, seen)}
+    sums = {name: sum(each.get(name, np.nan) for each in scans) for name in ("near", "total", "removed", "true")}
+    for name, of in (("near", "total"), ("removed", "true")):
+        found[name] = sums[name] / sums[of] if sums[of] > 0 else np.nan
+    found["spearman"] = agreement.spearman(flat, true).value if np.ptp(flat) else np.nan
+    found["pearson"] = float(np.corrcoef(flat, true)[0, 1]) if np.ptp(flat) and np.ptp(true) else np.nan
+    return found | {"free_hu": float(np.mean([each.get("free_hu", np.nan) for each in scans]))} | categories(pairs)
+
+
+def categories(pairs) -> dict:
+    """Agreement of the categories of both scans' "agatston", once scores are scaled to the mean of the "clinical" ones (table 5)."""
+    found, clinical = (np.array([[each.get(name, np.nan) for each in pair] for pair in pairs]) for name in ("agatston", "clinical"))
+    if not np.isfinite(found).all() or not found.sum() > 0:
+        return {"kappa": np.nan, "accuracy": np.nan}
+    scaled = found * (clinical.mean() / found.mean())
+    counts = agreement.confusion(*(scores.category(each, scheme=SCHEME) for each in scaled.T), len(SCHEME.names))
+    return {"kappa": agreement.kappa(counts).value, "accuracy": agreement.accuracy(counts)}
+
+
+def difference(mass) -> float:
+    """Mean of |a - b| over the mean of a and b of pairs [n, 2]; 2 where one scan has none, or a sum of HU below 0; NaN of none."""
+    if len(mass) == 0:
+        return float("nan")
+    mass = np.maximum(mass, 0)
+    mean = mass.mean(1)
+    return float(np.where(mean > 0, abs(mass[:, 0] - mass[:, 1]) / np.where(mean > 0, mean, 1), 2.0).mean())
+
+
+def sensitivity_at(mass, seen, rate: float = FALSE_POSITIVES) -> float:
+    """Share of the scans with calcium whose mass is above that of all but `rate` of those without; NaN where either is missing."""
+    without = np.sort(mass[~seen])
+    if not len(without) or not seen.any():
+        return float("nan")
+    return share(mass[seen] > max(without[len(without) - 1 - int(rate * len(without))], 0))
+
+
+def share(hits) -> float:
+    """Share of true values; NaN of none."""
+    return float(np.mean(hits)) if len(hits) else float("nan")
