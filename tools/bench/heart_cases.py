@@ -151,6 +151,6 @@ def trained_on(data) -> set:
     if data.kind != "phantom":
         return set()
     parts = [(split, part) for split, part in data.splits.items()]
-    again = range(0, 100_000, 5_000)  # see cacjax.data.phantom.calcified_seed
+    again = range(0, 100_000, 5_000)  # see cacjax.phantom.pool.calcified_seed
     first = {cohort.patient_seed(data.seed, split, number) for split, part in parts for number in range(part.count)}
     return {seed + more for seed in first for more in again}

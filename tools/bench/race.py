@@ -2,7 +2,8 @@
 
 Columns: ours_s, published_s, tuned_s, ratio_published, ratio_tuned (PyTorch's time over ours), compile_s, peak_mb, roofline_share (least
 time by FLOPs at the ceiling, over ours), flops (as direct convolutions), bytes (as the compiler counts them: a loop's body once),
-ceiling, parts (which part of its work PyTorch was timed on), spread (least, largest).
+ceiling, parts (which part of its work PyTorch was timed on), spread (least, largest),
+cpu (CPU seconds of a call in all threads, which other work on the machine disturbs less).
 """
 
 import statistics
@@ -51,7 +52,9 @@ class Case(NamedTuple):
         contenders = {name: work for name, work in contenders.items() if work}
         for work in (ceiling if self.rounds else contenders).values():
             work()
-        return figures(self, take_turns(contenders, rounds), rounds)
+        cpu = {name: [] for name in contenders}
+        taken = take_turns({name: noted(work, cpu[name]) for name, work in contenders.items()}, rounds)
+        return figures(self, taken, rounds) | {"cpu": {name: statistics.median(seconds) for name, seconds in cpu.items()}}
 
 
 def compiled(function, *arguments):
@@ -62,6 +65,17 @@ def compiled(function, *arguments):
     took = time.perf_counter() - began
     jax.config.update("jax_enable_compilation_cache", True)
     return program, took
+
+
+def noted(work, seconds: list):
+    """The same callable, which adds the CPU seconds that it takes in all threads to a list."""
+
+    def run():
+        began = time.process_time()
+        work()
+        seconds.append(time.process_time() - began)
+
+    return run
 
 
 def take_turns(works, rounds: int) -> dict:

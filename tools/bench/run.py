@@ -3,10 +3,12 @@
     python tools/bench/run.py --system uda detect score start --out FILE.json [--device gpu] [--rounds 5] [--only TEXT]
     python tools/bench/run.py --system ensemble --out FILE.json [--device gpu]
     python tools/bench/run.py --system cacnet --out FILE.json [--device gpu]
+    python tools/bench/run.py --system cyclegan --out FILE.json [--device gpu] [--only layers|small|published]
     python tools/bench/run.py --system labelling --rounds 7 --out FILE.json
     python tools/bench/run.py --system heart --workdir runs/heart --out FILE.json [--n 20]
 
-Needs the extra `bench`. What the rows hold is said in race.py, labelling_cases.py and heart_cases.py. All sides take turns in every
+Needs the extra `bench`; `taskset -c 0` before the command: one thread on all sides. What the rows hold is said in race.py,
+labelling_cases.py, cyclegan_cases.py (layers) and heart_cases.py. All sides take turns in every
 round; compiling and warming up stand apart; figures are medians. A row is written as soon as it is there, and a second call with the
 same --out does what is missing; a file of another machine or other versions ends the program before anything is timed.
 
@@ -31,7 +33,7 @@ PLATFORMS = {"cpu": "cpu", "gpu": "cuda"}
 RACE = ("jax", "jaxlib", "flax", "torch", "numpy")
 SYSTEMS = {  # system: packages that its figures depend on; what shares these shares a file
     **dict.fromkeys(("uda", "detect", "score", "start"), RACE),
-    **dict.fromkeys(("ensemble", "cacnet"), ("jax", "jaxlib", "flax", "optax", "torch", "numpy")),
+    **dict.fromkeys(("ensemble", "cacnet", "cyclegan"), ("jax", "jaxlib", "flax", "optax", "torch", "numpy")),
     "labelling": ("jax", "jaxlib", "numpy", "scipy", "scikit-image", "connected-components-3d"),
     "heart": ("jax", "jaxlib", "flax", "numpy", "scipy"),
 }
