@@ -296,7 +296,7 @@ def test_labels_asked_of_a_scan_without_mask_are_an_error(sources):
         ({"cut": Cut((1, 3, 4), planes=("axial",))}, "patches must be square"),
         ({"cut": Cut((1, 3, 3), (1, 2, 2), ("axial",))}, "patches must be square"),
         ({"cut": Cut((0, 3, 3))}, "size must be positive"),
-        ({"bins": 4}, "bins need strata among"),
+        ({"bins": 4}, "bins and pairs of one scan need strata among"),
         ({"augment": (("rotat_15", 0.5),)}, "unknown augmentation 'rotat_15', expected one of tone, tone_lift"),
         ({"axes": ("model", "data")}, "axes must name a mesh axis for each number of count"),
         ({"splits": ("nowhere",)}, "no split 'nowhere' among"),

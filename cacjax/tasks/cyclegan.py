@@ -44,7 +44,7 @@ def make(config) -> Task:
         "discriminator": adam(learning_rate(steps=config.steps, warmup=0, **own.rate), b1=config.b1),
     }
     directions = ("remove", "insert") if config.back else ("remove",)
-    judges = {"free": "remove", "calcified": "insert"} if config.back else {"free": "remove"}  # of what is real, whose work is judged
+    judges = ("free", "calcified") if config.back else ("free",)  # what is real to them
 
     def init(key, batch, stages):
         size, nets = config.view.size, {}
