@@ -3,17 +3,14 @@
 The voxels of each scan lie in a file of their own, named by a checksum of the scan: an interrupted or repeated training reads them.
 """
 
-import functools
 import pathlib
 import sys
-import zlib
 
 import numpy as np
 import tqdm
 
 from cacjax.classes import AIR_HU, CALCIUM_HU
-from cacjax.data import scans
-from cacjax.files.atomic import replace
+from cacjax.data import kept, scans
 from cacjax.kernels import grids
 
 
@@ -28,7 +25,7 @@ class Detected:
 
     def __getitem__(self, index):
         record = self.source[index]
-        return record | {"detected": np.load(_file(self.folder, record))}
+        return record | {"detected": np.load(kept.path_of(self.folder, record))}
 
 
 def detect(source, find, folder, *, seen: str = "none") -> Detected:
@@ -39,12 +36,10 @@ def detect(source, find, folder, *, seen: str = "none") -> Detected:
     nothing that a second stage could take away.
     """
     folder, mistaken = pathlib.Path(folder), 0
-    folder.mkdir(parents=True, exist_ok=True)
     seconds = 0.1 if sys.stderr.isatty() else 10
     for record in tqdm.tqdm((source[i] for i in range(len(source))), "first stage", len(source), unit="scan", mininterval=seconds):
-        if not (path := _file(folder, record)).exists():
-            voxels = _voxels(record, find, seen)
-            replace(path, functools.partial(_save, voxels))
+        if not (path := kept.path_of(folder, record)).exists():
+            kept.save(_voxels(record, find, seen), path)
         mistaken += np.count_nonzero(np.asarray(record["label"]).ravel()[np.load(path)] == 0)
     if not mistaken:
         raise ValueError(f"the first stage takes nothing but calcium for calcium in all {len(source)} scans: no second stage is needed")
@@ -56,12 +51,3 @@ def _voxels(record, find, seen):
     shown = grids.pad(scans.as_seen(record, seen).astype(np.float32), fill=AIR_HU)
     label = np.asarray(find(shown, grids.pad(hu >= CALCIUM_HU, fill=False)))
     return np.flatnonzero(grids.cut(label, hu.shape)).astype(np.int32)
-
-
-def _file(folder, record):
-    return folder / f"{zlib.crc32(np.ascontiguousarray(record['hu'])):08x}.npy"
-
-
-def _save(voxels, path):
-    with path.open("wb") as file:  # np.save appends .npy to a name
-        np.save(file, voxels)

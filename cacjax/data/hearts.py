@@ -1,14 +1,12 @@
 """Records with a heart: where none is known, what a heart network finds, kept in files. Arrays are [z, y, x]."""
 
-import functools
 import pathlib
 import sys
-import zlib
 
 import numpy as np
 import tqdm
 
-from cacjax.files.atomic import replace
+from cacjax.data import kept
 
 
 class WithHearts:
@@ -22,7 +20,10 @@ class WithHearts:
 
     def __getitem__(self, index):
         record = self.source[index]
-        return record if np.any(record["heart"]) else record | {"heart": _load(_file(self.folder, record), record["hu"].shape)}
+        if np.any(record["heart"]):
+            return record
+        shape = np.shape(record["hu"])
+        return record | {"heart": np.unpackbits(np.load(kept.path_of(self.folder, record)), count=int(np.prod(shape))).reshape(shape)}
 
 
 def find(source, segment, folder):
@@ -37,23 +38,9 @@ def find(source, segment, folder):
         if np.any(record["heart"]):
             continue
         lacking.append(i)
-        if not (path := _file(folder, record)).exists():
-            folder.mkdir(parents=True, exist_ok=True)
+        if not (path := kept.path_of(folder, record)).exists():
             heart = np.asarray(segment(np.asarray(record["hu"], np.float32), tuple(record["spacing_mm"]))) > 0
             if not heart.any():
                 raise ValueError(f"the heart network finds no heart in scan {record['id']}: leave it out, or give it a heart mask")
-            replace(path, functools.partial(_save, heart))
+            kept.save(np.packbits(heart), path)
     return WithHearts(source, folder) if lacking else source
-
-
-def _file(folder, record):
-    return folder / f"{zlib.crc32(np.ascontiguousarray(record['hu'])):08x}.npy"
-
-
-def _save(heart, path):
-    with path.open("wb") as file:  # np.save appends .npy to a name
-        np.save(file, np.packbits(heart))
-
-
-def _load(path, shape):
-    return np.unpackbits(np.load(path), count=int(np.prod(shape))).reshape(shape)
