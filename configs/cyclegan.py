@@ -66,7 +66,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.streams.train = slices.stream((4,), "train")
     config.validation.held_out = slices.stream((64,), "held_out")
 
-    config.scoring = ConfigDict({"rule": "adjusted", "scheme": "van_velzen", "threshold": "scan"})
+    config.scoring = ConfigDict({"rule": "adjusted", "scheme": "van_velzen"})
+    config.scoring.threshold = -1024.0  # HU: calcium counts whatever its CT value
     config.scoring.heart, config.scoring.gate = True, "classifier"
     config.scoring.least_sum = 0.0  # HU x mm² of the map of a slice that counts, with gate "map"
     config.scoring.least_heart_ml = 100.0  # less is none: refused

@@ -136,6 +136,9 @@ def test_one_program_gives_what_steps_give():
 
 def test_files_of_a_map_add_up_to_the_scan(tmp_path):
     found = one_scan.score(scan()[0], detector=run_of())
+    assert found.rows[0]["threshold_hu"] == -1024 and result.caption("one", found).endswith("scored by rule adjusted at any HU")
+    with pytest.raises(ValueError, match="counts from -1024 HU in every scan"):
+        one_scan.score(scan()[0], detector=run_of(), threshold_hu=200.0)
     (tmp_path / "bare").mkdir()
     result.write(found, tmp_path / "bare", "one", drawn=False)
     assert {path.suffix for path in (tmp_path / "bare").iterdir()} == {".gz"}

@@ -10,6 +10,7 @@ from cacjax.report import pictures
 
 SUFFIXES = {"final": "_mask.nii.gz", "scored": "_scored.nii.gz", "before": "_detected.nii.gz", "map": "_map.nii.gz"}
 PROBABILITY, TWIN = "_probability.nii.gz", "_twin.nii.gz"
+LEAST_HU = -1024  # a threshold that leaves nothing out
 OUTPUTS = (".json", ".png", *SUFFIXES.values(), PROBABILITY, TWIN, "_twin.png", "_heart.nii.gz", "_heart.png")
 
 
@@ -64,7 +65,8 @@ def caption(name, result):
     total = next((row for row in result.rows if row["artery"] == "CAC"), None)
     text = f"{name}: Agatston {total['agatston']:.1f}, category {total['category']}" if total else f"{name}: given regions"
     first = result.rows[0] if result.rows else {"rule": result.record["rules"][0]["name"], "threshold_hu": result.record["threshold"]["hu"]}
-    return f"{text}; scored by rule {first['rule']} from {first['threshold_hu']:.0f} HU"
+    least = first["threshold_hu"]
+    return f"{text}; scored by rule {first['rule']} {f'from {least:.0f} HU' if least > LEAST_HU else 'at any HU'}"
 
 
 def draw_heart(structures, image, threshold, out, name):
