@@ -5,7 +5,9 @@ import ctypes
 import os
 import pathlib
 import sys
+import time
 
+BEGAN = time.perf_counter()  # of cacjax in this process
 # XLA:CPU hands convolutions to a fusion that is 5 to 7 times slower than its plain library path (measured on jax 0.10.2:
 # 16x155x155x32 -> 32, 3x3: 272 ms against 41 ms; the weight gradients also on 0.12). Empty means: off.
 CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
@@ -22,6 +24,15 @@ def configure() -> None:
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
     if sys.platform == "linux" and not any(name.startswith("MALLOC_") for name in os.environ):
         keep_freed_memory()
+
+
+def seconds_so_far() -> dict:
+    """Wall-clock seconds of this process: "start", up to the first line of cacjax (on Linux), and "import", from there to now."""
+    spent = {"import": time.perf_counter() - BEGAN}
+    with contextlib.suppress(OSError, ValueError, IndexError):  # of the file: ticks from the machine's start to the process'
+        ticks = int(pathlib.Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        spent = {"start": max(BEGAN - ticks / os.sysconf("SC_CLK_TCK"), 0.0)} | spent
+    return {stage: round(seconds, 4) for stage, seconds in spent.items()}
 
 
 def keep_freed_memory() -> None:

@@ -13,11 +13,14 @@ a KEY that it lacks is answered with those that it has.
 """
 
 import argparse
+import collections
 import pathlib
 import re
 import sys
+import time
 import types
 
+from cacjax import backend
 from cacjax.files import reading
 from cacjax.kernels import rules, scores
 from cacjax.report import tables
@@ -25,16 +28,24 @@ from cacjax.scoring import batch, one_scan, rulebook
 from cacjax.scoring.jobs import gather
 from cacjax.scoring.threshold import AUTO
 
+_last_runs = collections.deque(maxlen=4)
 
-def main(argv=None):
-    """Score what the command line names; returns the exit code: 1 when any scan was refused, 2 when results could not be written."""
-    options = parse(argv)
+
+def main(argv=None, before=None):
+    """Score what the command line names; returns the exit code: 1 when any scan was refused, 2 when results could not be written.
+
+    before: {stage: seconds} that the process has taken so far, for the record of the first scan.
+    """
+    options, before = parse(argv), dict(before or {})
     out = pathlib.Path(options.out)
     try:
         with batch.output(out), reading.Readers(options.readers, seconds=options.reader_seconds, megabytes=options.reader_mb) as readers:
             print(f"device: {batch.describe_device()}", flush=True)
             jobs = gather(options, readers)
-            records = batch.run(jobs, out, options, *_runs(options), readers)
+            began = time.perf_counter()
+            runs = _runs(options)
+            before["restore"] = round(time.perf_counter() - began, 4)
+            records = batch.run(jobs, out, options, *runs, readers, before=before)
     except reading.ReaderError as error:
         raise SystemExit(f"error: {error}") from None
     except batch.OutputError as error:
@@ -45,6 +56,7 @@ def main(argv=None):
     rows = batch.all_rows(records)
     columns = [name for name in tables.SHOWN if name != "map_hu_mm3" or any(row.get(name) is not None for row in rows)]
     print(tables.table(rows, columns, digits=5 if options.regions else 2))
+    print(batch.spent(records))
     refused = sum(record["status"] != "scored" for record in records)
     print(f"{len(records)} scans: {len(records) - refused} scored, {refused} refused; {out / batch.TABLE}")
     return int(refused > 0 or not records)
@@ -141,12 +153,23 @@ def load_heart(given):
 
 def _load(workdir, ability, expected, scoring=None):
     """A trained run whose Task has an ability. Raises ValueError for another, FileNotFoundError for none."""
-    from cacjax.training.workdir import load  # not needed to score given regions
-
-    run = load(workdir, scoring)
+    run = _restored(workdir, scoring or {})
     if getattr(run.task, ability) is None:
         raise ValueError(f"{workdir} holds a run of {run.config.task}.py, expected {expected}")
     return run
+
+
+def _restored(workdir, scoring):
+    """The newest checkpoint of a training folder, of the last few that were asked for; what has changed since is read anew."""
+    from cacjax.training.workdir import load  # not needed to score given regions
+
+    written = [path.stat().st_mtime_ns for path in (pathlib.Path(workdir) / "config.json",) if path.exists()]
+    key = str(pathlib.Path(workdir).absolute()), repr(sorted(scoring.items())), written, batch.newest(workdir)
+    for known, run in _last_runs:
+        if known == key:
+            return run
+    _last_runs.append((key, load(workdir, scoring)))
+    return _last_runs[-1][1]
 
 
 def score(path_or_scan, *, workdir=None, scoring=None, detector=None, heart=None, **options):
@@ -169,4 +192,4 @@ class _Callable(types.ModuleType):
 sys.modules[__name__].__class__ = _Callable
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(main(before=backend.seconds_so_far()))

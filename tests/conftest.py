@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["CACJAX_PROGRAMS"] = ""  # of programs that other tests have patched nothing is kept
 
 import sys
 from pathlib import Path
@@ -23,8 +24,11 @@ def free_programs():
     tests together would need."""
     import jax  # not before cacjax, which sets what JAX reads when it is imported
 
+    from cacjax.scoring import compiled
+
     yield
     jax.clear_caches()
+    compiled.forget()
 
 
 def small_record(seed: int, *, shape=(6, 20, 24)) -> dict:

@@ -69,7 +69,7 @@ def test_a_dilated_network_becomes_a_run_and_its_parts_change_it(recorded, tmp_p
     source = tmp_path / "source"
     done = call("dilated", weights, "--out", source, "--check", arrays)
     assert done.returncode == 0 and "largest difference" in done.stdout, done.stderr
-    config, _, before = load(source)
+    config, _, before, *_ = load(source)
     assert config.task == "lessmann" and before.step == config.steps and config.model.width == 4
     jax.tree.map(np.testing.assert_array_equal, before.nets["detector"].params["params"], import_torch.convert("dilated", state))
 
@@ -81,7 +81,7 @@ def test_a_dilated_network_becomes_a_run_and_its_parts_change_it(recorded, tmp_p
     weights, _ = write(tmp_path, recorded["critic"][0])
     refused = call("critic", weights, "--out", adapted)  # the run's critic has the published widths
     assert refused.returncode == 1 and "another critic" in refused.stderr
-    config, _, state = load(adapted)
+    config, _, state, *_ = load(adapted)
     expected = import_torch.convert("generator", recorded["generator"][0])
     assert config.task == "uda" and state.step == 0 and config.stages.source.workdir == str(source)
     jax.tree.map(np.testing.assert_array_equal, state.nets["generator"].params, expected)
@@ -100,7 +100,7 @@ def test_a_second_stage_becomes_a_run_upon_its_first_stage(recorded, tmp_path):
     import_torch.save(source, *import_torch.make_run("dilated", first, source, None))
     done = call("undilated", weights, "--out", out, "--source", source, "--check", arrays)
     assert done.returncode == 0 and "largest difference" in done.stdout, done.stderr
-    config, _, run = load(out)
+    config, _, run, *_ = load(out)
     net = run.nets["second"]
     assert config.task == "second" and run.step == config.steps and tuple(config.model.widths) == (2, 3, 4, 2)
     jax.tree.map(np.testing.assert_array_equal, {"params": net.params, "batch_stats": net.stats}, import_torch.variables(params))

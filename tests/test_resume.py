@@ -90,7 +90,7 @@ def test_nan_stops_with_the_step_and_keeps_the_last_good_checkpoint(records, tmp
     monkeypatch.setattr(train, "place", spoil_third)
     with pytest.raises(FloatingPointError, match="step 3: loss = nan"):
         train.train(config_of("lessmann", steps=4), tmp_path)
-    config, _, state = load(tmp_path)
+    config, _, state, *_ = load(tmp_path)
     assert state.step == 2 and config.task == "lessmann"
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
@@ -120,7 +120,7 @@ def test_restore_names_what_is_missing(tmp_path):
 
 def test_loaded_run_predicts(records, tmp_path):
     train.train(config_of("lessmann", steps=2), tmp_path)
-    config, task, state = load(tmp_path)
+    config, task, state, *_ = load(tmp_path)
     label, p_cac = task.predict(state, records["source_train"][0]["hu"].astype(np.float32))
     assert label.shape == p_cac.shape == (6, 20, 24) and 0 <= p_cac.min() <= p_cac.max() <= 1
     assert tuple(config.data.grid.spacing_mm) == (1.5, 0.66, 0.66)

@@ -3,6 +3,7 @@
 import csv
 import pathlib
 
+import jax
 import numpy as np
 import pytest
 from scipy import ndimage
@@ -245,14 +246,16 @@ def test_more_runs_than_the_capacity_are_counted_too():
 
 
 @pytest.mark.parametrize("rule", ["default", "orcascore", "lessmann"])
-def test_marked_is_what_is_counted(rule):
-    """Of two regions of noise, against scipy."""
+def test_marked_and_listed_is_what_is_counted(rule):
+    """Of two regions of noise, against scipy: lesions join across what does not count, of which nothing is measured; alone it is no
+    lesion."""
     rng = np.random.default_rng(7)
     hu, regions = rng.normal(110, 60, SHAPE).astype(np.float32), rng.integers(0, 3, (4, 5, 4)).repeat(8, 1).repeat(8, 2)
     rule = rules.RULES[rule]
     numbers = scores.numbers(rule, HALF, 0.25)
     options = {"n_regions": 2, "connectivity": rule.connectivity, "peak": rule.peak}
-    totals, marked = scores.count_and_mark(regions, hu, numbers, **options)
+    totals, marked, listed = scores.count_and_list(regions, hu, numbers, HALF, **options)
+    totals, listed = jax.device_get((totals, listed))
     structure = ndimage.generate_binary_structure(3, {8: 2, 6: 1, 26: 3}[rule.connectivity])
     structure[[0, 2]] &= rule.connectivity != 8
     expected = np.zeros(SHAPE, bool)
@@ -262,6 +265,16 @@ def test_marked_is_what_is_counted(rule):
     on = np.asarray(bits.unpack(marked, SHAPE[2]))
     np.testing.assert_array_equal(on, expected)
     assert totals.voxels.tolist() == [(on & (regions == number)).sum() for number in (1, 2)]
+    jax.tree.map(np.testing.assert_array_equal, scores.count(regions, hu, numbers, **options), totals)
+    joined = ndimage.generate_binary_structure(3, 1 if rule.connectivity == 6 else 3)
+    for k in range(2):
+        labels, _ = ndimage.label((regions == k + 1) & (hu >= numbers.threshold_hu), joined)
+        counted = on & (regions == k + 1)
+        some = np.unique(labels[counted])
+        assert listed.n[k] == totals.n_lesions[k] == len(some) > 1 and not listed.voxels[k, len(some) :].any()
+        assert listed.voxels[k, : len(some)].tolist() == ndimage.sum(counted, labels, some).astype(int).tolist()
+        assert listed.peak_hu[k, : len(some)].tolist() == ndimage.maximum(np.where(counted, hu, -9999), labels, some).tolist()
+        assert listed.area_mm2[k].sum() == counted.sum() * HALF[1] * HALF[2] and not listed.overflow[k]
 
 
 def test_errors_name_what_was_got():

@@ -200,7 +200,7 @@ def make_run(kind: str, params, out, source):
     if kind == "undilated":
         return _second_stage(params, source)
     if (pathlib.Path(out) / "config.json").exists():
-        config, _, state = load(out)
+        config, _, state, *_ = load(out)
     elif source:
         config, state = _adaptation(source, params if kind == "critic" else None)
     else:
@@ -221,7 +221,7 @@ def _finished(config, state, name, **arrays):
 
 def _stage(source):
     """(config with its workdir, State) of the run of an earlier stage."""
-    config, _, state = load_detector(source)
+    config, _, state, *_ = load_detector(source)
     return ConfigDict(config.to_dict() | {"workdir": str(pathlib.Path(source).absolute())}), state
 
 

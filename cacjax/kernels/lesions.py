@@ -9,12 +9,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
+from jaxtyping import Bool, Float32, Int32, UInt8
 
 from cacjax.classes import ARTERIES
-from cacjax.kernels import bits, neighbours, runs
+from cacjax.kernels import bits, groups, neighbours, runs
 from cacjax.kernels.exact import HU_UNIT, digits, hu_of_runs, undigits
-from cacjax.kernels.shapes import HU, Labels, Mask, Scalar, Spacing
+from cacjax.kernels.shapes import HU, Labels, Mask, Scalar, Shape, Spacing
 
 N_CLASSES = 1 + len(ARTERIES)  # with background
 CAPACITIES = (512, 4096, 65536, 1 << 20)
@@ -90,8 +90,7 @@ def table(
         row = jnp.where(found.valid, labels[runs.place(found, labels.shape)] - 1, capacity)
         return _measure(found, packed.n, row, hu, artery, capacity, by_slice)
 
-    sums, tops, peaks, areas, slice_peaks = runs.over(labels > 0, work, breaks=labels != before)
-    return _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, labels.shape)
+    return as_table(n, capacity, runs.over(labels > 0, work, breaks=labels != before), spacing_mm, labels.shape)
 
 
 @functools.partial(jax.jit, static_argnames=("connectivity", "capacity", "by_slice"))
@@ -100,27 +99,20 @@ def find(
     hu: HU,
     artery: Labels,
     spacing_mm: Spacing,
-    counted: UInt32[Array, "z y words"] | None = None,
     *,
     connectivity: int = 26,
     capacity: int = CAPACITIES[0],
     by_slice: bool = True,
 ) -> Lesions:
-    """`label` and `table` at once, without the volume of labels, which costs more than all the rest; options of both.
-
-    counted: whole runs of the mask in words (`bits.pack`), such as the slices of a lesion that are large enough for a rule. Only these are
-    measured, and only lesions with some are listed; the others still join what they touch.
-    """
+    """`label` and `table` at once, without the volume of labels, which costs more than all the rest; options of both."""
     mask = mask.astype(bool)
 
     def work(found, packed):
         component, n = neighbours.components(found, packed, mask.shape, connectivity=connectivity)
-        if counted is not None:
-            component, n = neighbours.only(counted, component, found)
         return n, _measure(found, packed.n, jnp.where(component > 0, component - 1, capacity), hu, artery, capacity, by_slice)
 
     n, measured = runs.over(mask, work)
-    return _as_table(n, capacity, *measured, jnp.asarray(spacing_mm, jnp.float32), mask.shape)
+    return as_table(n, capacity, measured, jnp.asarray(spacing_mm, jnp.float32), mask.shape)
 
 
 def full_table(labels: Labels, n: Scalar, hu: HU, artery: Labels, spacing_mm: Spacing, *, by_slice: bool = True) -> Lesions:
@@ -130,36 +122,58 @@ def full_table(labels: Labels, n: Scalar, hu: HU, artery: Labels, spacing_mm: Sp
 
 
 def _measure(found, n, row, hu, artery, capacity, by_slice):
-    """Integer sums and maxima, a tuple of [capacity] per field, peaks, and by slice voxels and peaks [capacity, z] (else [capacity, 0])."""
-    depth = hu.shape[0] if by_slice else 0
+    read = functools.partial(hu_of_runs, hu=hu)
+    hu_sum, peak = runs.in_chunks(read, found.word, runs.bits(found), n=n)
+    return measure(found, n, row, hu_sum, peak, shape=hu.shape, rows=capacity, artery=artery, by_slice=by_slice)
+
+
+def measure(
+    found: runs.Runs,
+    n: Scalar,
+    row: Int32[Array, " runs"],
+    hu_sum: Int32[Array, " runs"],
+    peak: Float32[Array, " runs"],
+    *,
+    shape: Shape,
+    rows: int,
+    artery: Labels | None = None,
+    by_slice: bool = True,
+):
+    """What `as_table` makes lesions of: sums and maxima of the first n runs by their rows, `rows` or more where they are in none.
+
+    hu_sum, peak: of each run (`exact.hu_of_runs`). A tuple of integer sums [rows, fields], integer maxima [rows, 6], peaks [rows], and
+    by slice voxels and peaks [rows, z], or [rows, 0].
+    """
+    depth = shape[0] if by_slice else 0
+    row = jnp.minimum(row, rows)
     empty = (
-        (jnp.zeros((capacity,), jnp.int32),) * (11 + N_CLASSES - 1),
-        (jnp.full((capacity,), -(2**31) + 1, jnp.int32),) * 6,
-        jnp.full((capacity,), -jnp.inf, jnp.float32),
-        jnp.zeros((capacity, depth), jnp.int32),
-        jnp.full((capacity, depth), -jnp.inf, jnp.float32),
+        jnp.zeros((5 + 6 + (N_CLASSES - 1 if artery is not None else 0), rows + 1), jnp.int32),
+        jnp.full((6, rows + 1), -(2**31) + 1, jnp.int32),
+        jnp.full((rows + 1,), -jnp.inf, jnp.float32),
+        jnp.zeros((rows + 1, depth), jnp.int32),
+        jnp.full((rows + 1, depth), -jnp.inf, jnp.float32),
     )
 
-    def step(state, row, *run):
+    def step(state, row, hu_sum, peak, *run):
         found = runs.Runs(*run)
         sums, tops, peaks, areas, slice_peaks = state
-        z, y, x = runs.place(found, hu.shape)
+        z, y, x = runs.place(found, shape)
         ones = runs.bits(found)
         length = runs.popcount(ones)
-        hu_sum, peak = hu_of_runs(found.word, ones, hu)
         moments = (length * z, length * y, length * (2 * x + length - 1))
         fields = [length, *digits(hu_sum, 4)] + [part for moment in moments for part in digits(moment, 2)]
-        # A field each: on CPU a scatter of numbers is several times faster than one of rows of them.
+        fields += [] if artery is None else _votes(found.word, ones, artery)
+        at = row.astype(jnp.uint32), z.astype(jnp.uint32)
         return (
-            tuple(a.at[row].add(b, mode="drop") for a, b in zip(sums, fields + _votes(found.word, ones, artery))),
-            tuple(a.at[row].max(b, mode="drop") for a, b in zip(tops, (z, y, x + length - 1, -z, -y, -x))),
-            peaks.at[row].max(peak, mode="drop"),
-            areas.at[row, z].add(length, mode="drop") if by_slice else areas,
-            slice_peaks.at[row, z].max(peak, mode="drop") if by_slice else slice_peaks,
+            groups.at(sums, row).add(jnp.concatenate(fields), mode="promise_in_bounds").reshape(sums.shape),
+            groups.at(tops, row).max(jnp.concatenate([z, y, x + length - 1, -z, -y, -x]), mode="promise_in_bounds").reshape(tops.shape),
+            peaks.at[at[0]].max(peak, mode="promise_in_bounds"),
+            areas.at[at].add(length, mode="promise_in_bounds") if by_slice else areas,
+            slice_peaks.at[at].max(peak, mode="promise_in_bounds") if by_slice else slice_peaks,
         )
 
-    sums, tops, *rest = runs.fold_chunks(step, empty, row, *found, n=n)
-    return jnp.stack(sums, 1), jnp.stack(tops, 1), *rest
+    sums, tops, *rest = runs.fold_chunks(step, empty, row, hu_sum, peak, *found, n=n)
+    return sums[:, :-1].T, tops[:, :-1].T, *(part[:-1] for part in rest)
 
 
 def _votes(at, ones, classes):
@@ -170,12 +184,15 @@ def _votes(at, ones, classes):
     return [runs.popcount(functools.reduce(jnp.bitwise_and, parts, ones)) for parts in of_class]
 
 
-def _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, shape):
+def as_table(n, capacity, measured, spacing_mm, shape):
+    """`Lesions` of what `measure` measured; artery 0 where it was not asked about arteries."""
+    sums, tops, peaks, areas, slice_peaks = measured
     voxels = sums[:, 0]
     some = jnp.maximum(voxels, 1)
     sum_hu = undigits(sums[:, 1:5]) * HU_UNIT
     moments = undigits(sums[:, 5:11].reshape(-1, 3, 2)) / some[:, None] * jnp.array([1.0, 1.0, 0.5])
-    votes = sums[:, 11:]
+    votes = jnp.pad(sums[:, 11:], ((0, 0), (1, 0)))
+    artery = votes.argmax(1)  # 0 where none has a vote
     low, high = -tops[:, 3:], tops[:, :3] + 1
     used = voxels > 0
     low, high = jnp.where(used[:, None], low, 0), jnp.where(used[:, None], high, 0)
@@ -184,7 +201,7 @@ def _as_table(n, capacity, sums, tops, peaks, areas, slice_peaks, spacing_mm, sh
         overflow=jnp.asarray(n) > capacity,
         voxels=voxels,
         volume_mm3=voxels * jnp.prod(spacing_mm),
-        artery=jnp.where(votes.max(1) > 0, 1 + jnp.argmax(votes, 1), 0).astype(jnp.uint8),
+        artery=artery.astype(jnp.uint8),
         peak_hu=peaks,
         sum_hu=sum_hu,
         mean_hu=sum_hu / some,
@@ -242,31 +259,31 @@ def _grow(detected, hu, threshold_hu, heart, least, most, *, mode, steps):
     detected = detected.astype(jnp.uint8)
     above = hu >= threshold_hu
     candidates = above if "grow" in steps else (detected > 0) & (above if "threshold" in steps else True)
-    packed = runs.find(candidates)
+    packed, in_paper = runs.find(candidates), mode == "paper"
 
     def work(found):
-        component, _ = neighbours.components(found, packed, hu.shape, connectivity=6 if mode == "paper" else 26)
+        component, _ = neighbours.components(found, packed, hu.shape, connectivity=6 if in_paper else 26)
         capacity = component.shape[0]
 
         def tally(sums, row, *run):
             part = runs.Runs(*run)
             ones = runs.bits(part)
             inside = ones
-            if "heart" in steps:
+            if in_paper and "heart" in steps:
                 values, moved = bits.windows(heart, part.word, ones)
                 inside = runs.pack(values)[:, 0] & moved
             fields = [runs.popcount(ones), runs.popcount(inside), *_votes(part.word, ones, detected)]
-            return tuple(a.at[row].add(b, mode="drop") for a, b in zip(sums, fields))
+            return groups.at(sums, row).add(jnp.concatenate(fields), mode="promise_in_bounds").reshape(sums.shape)
 
         row = jnp.where(found.valid, component - 1, capacity)
-        empty = (jnp.zeros((capacity,), jnp.int32),) * (N_CLASSES + 1)
-        size, in_heart, *votes = runs.fold_chunks(tally, empty, row, *found, n=packed.n)
-        votes = jnp.stack(votes, 1)
-        lesion = votes.max(1) > 0
-        small = lesion & (size < least) & ("size" in steps and mode == "paper")
+        empty = jnp.zeros((N_CLASSES + 1, capacity + 1), jnp.int32)
+        tallied = runs.fold_chunks(tally, empty, row, *found, n=packed.n)[:, :-1]
+        size, in_heart, votes = tallied[0], tallied[1], tallied[2:]
+        lesion = votes.max(0) > 0
+        small = lesion & (size < least) & ("size" in steps and in_paper)
         large = lesion & (size > most) & ("size" in steps)
-        outside = lesion & ~small & ~large & (2 * in_heart < size) & ("heart" in steps and mode == "paper")
-        value = jnp.where(lesion & ~small & ~large & ~outside, 1 + jnp.argmax(votes, 1), 0).astype(jnp.uint8)
+        outside = lesion & ~small & ~large & (2 * in_heart < size) & ("heart" in steps and in_paper)
+        value = jnp.where(lesion & ~small & ~large & ~outside, 1 + jnp.argmax(votes, 0), 0).astype(jnp.uint8)
         painted = runs.paint(jnp.where(found.valid, value[component - 1], 0), found, packed, shape=hu.shape)
         return painted, *(gone.sum(dtype=jnp.int32) for gone in (small, large, outside))
 

@@ -4,8 +4,9 @@ A mask [z, y, x] is packed into 32-bit words; a node is a maximal run of ones in
 smallest node of a component holds its first voxel and dense labels come out in the order of `scipy.ndimage.label`.
 Everything after packing costs what the runs cost. Their number is known only on the device, so each program carries one branch
 per capacity (`BUCKETS`, and one that holds any mask of the shape) and `lax.switch` takes the smallest that fits: nothing is lost
-and nothing returns to the host. Work on more than `CHUNK` runs goes chunk by chunk, so that a branch for many runs, whose memory
-is set aside even where it is not taken, stays near 100 bytes a run, and only chunks with runs in them are worked on.
+and nothing returns to the host. Every branch is compiled, so there are few. Work goes chunk by chunk, of `CHUNK` runs or what a
+CPU's cache holds, so that a branch for many runs, whose memory is set aside even where it is not taken, stays near 100 bytes a run,
+and only chunks with runs in them are worked on.
 Small branches never touch the whole mask again; in large ones a prefix of all words answers faster. A mask of few voxels is
 not even packed as a whole (`over`): one pass at the speed of memory finds the groups of rows that hold any, and only those are kept.
 What is a chain of dependent steps (running maxima, joining) is one scalar loop on a CPU and parallel rounds elsewhere
@@ -24,10 +25,10 @@ from jaxtyping import Bool, Int32, Integer, Shaped, UInt32
 from cacjax.kernels.bits import WORD, bisect, pack, popcount, running_max, select, sum_before, take, unpack, up_to
 from cacjax.kernels.shapes import Shape
 
-BUCKETS = (1 << 12, 1 << 16, 1 << 20, 1 << 22)
+BUCKETS = (1 << 12, 1 << 17, 1 << 20)
 GROUP, KEPT, _AT_ONCE = 32, 512, 32  # rows kept or left out together; such groups that a sparse mask may fill; packed at once
 _LEAST_CHUNK = 1 << 9
-CHUNK = 1 << 18
+CHUNK, CACHED = 1 << 18, 1 << 13  # slots: at most in one piece; of them those that stay in the cache of a CPU
 _SPARSE = 64  # a branch is small where it has this many words of the mask a run, and rows are no longer than this
 
 
@@ -69,18 +70,18 @@ def over(mask: Bool[Array, "z y x"], work: Callable, *, breaks: Bool[Array, "z y
     `find`. On a CPU the rows of a mask of which few hold a voxel are read just once: there packing all is what takes the time."""
     shape = mask.shape[0] * mask.shape[1], -(-mask.shape[2] // WORD)
 
-    def dense():
+    def dense(buckets):
         packed = find(mask, breaks)
         return in_bucket(lambda runs: work(runs, packed), packed, capacities(shape, buckets))
 
     if shape[0] <= KEPT * GROUP or jax.default_backend() != "cpu":
-        return dense()
+        return dense(buckets)
     full = _grouped(mask)
     full = lax.optimization_barrier(lax.reduce(full, np.bool_(False), lax.bitwise_or, (1,))).any(1)
     few = _keep(mask, breaks, lax.optimization_barrier(full))
-    capacity = min(buckets)
+    capacity, *more = sorted(buckets)
     fits = (full.sum(dtype=jnp.int32) <= KEPT) & (few.n <= capacity)
-    return lax.cond(fits, lambda: work(_compact(few, capacity), few), dense)
+    return lax.cond(fits, lambda: work(_compact(few, capacity), few), lambda: dense(tuple(more)))
 
 
 def _grouped(mask):
@@ -137,14 +138,21 @@ def starts_of(mask: Mask, word: Int32[Array, "..."] | None = None) -> UInt32[Arr
 
 
 def capacities(shape: tuple[int, int], buckets: tuple = BUCKETS) -> tuple[int, ...]:
-    """Bucket sizes for a packed mask of this [rows, words] shape; the last holds every possible mask. Whole chunks."""
+    """Bucket sizes for a packed mask of this [rows, words] shape; the last holds every possible mask. Whole chunks. A bucket of more than
+    a quarter of that would save little and be a branch more."""
     bound = shape[0] * shape[1] * WORD // 2
-    return tuple(map(whole_chunks, [b for b in sorted(buckets) if b < bound] + [bound]))
+    return tuple(map(whole_chunks, [b for b in sorted(buckets) if 4 * b <= bound] + [bound]))
+
+
+def roomy(n: int) -> int:
+    """A capacity for n runs that more or less of them share: of a few sizes, lest each number compile anew."""
+    return max(whole_chunks(n), CHUNK)
 
 
 def whole_chunks(n: int) -> int:
     """A capacity of at least n: beyond one chunk, whole chunks."""
-    return n if n <= CHUNK else -(-n // CHUNK) * CHUNK
+    size = next((size for size in (CHUNK, CACHED) if n > size), 1)
+    return -(-n // size) * size
 
 
 def in_bucket(work: Callable, mask: Mask, sizes: tuple[int, ...] | None = None):
@@ -194,11 +202,11 @@ def _over_chunks(step, state, arrays, n):
 
 
 def _chunk(capacity):
-    """Slots worked on at once: on a CPU, where work on empty slots takes time, an eighth of a smaller bucket."""
-    if capacity > CHUNK:
-        return CHUNK
-    part = max(capacity // 8, _LEAST_CHUNK)
-    return part if jax.default_backend() == "cpu" and capacity % part == 0 else capacity
+    """Slots worked on at once: on a CPU, where work on empty slots takes time, an eighth of a bucket, but no more than its cache holds."""
+    if jax.default_backend() != "cpu":
+        return min(capacity, CHUNK)
+    part = min(max(capacity // 8, _LEAST_CHUNK), CACHED)
+    return part if capacity % part == 0 else capacity
 
 
 def kept(mask: Mask, word: Int32[Array, "*shape"]) -> Int32[Array, "*shape"]:

@@ -15,8 +15,10 @@ from jax.typing import ArrayLike
 from jaxtyping import Bool, Float, Float32, Float64, Int32, Int64, Integer, Real, UInt32
 
 from cacjax.classes import ARTERIES, CLASSES, CORONARY
-from cacjax.kernels import exact, lesions, neighbours, rules, runs
+from cacjax.kernels import exact, groups, lesions, neighbours, rules, runs
 from cacjax.kernels.shapes import HU, Labels, Mask, Scalar, Spacing
+
+BUCKETS = (1 << 14,)  # capacities for runs of candidates; what is beyond, few scans have, the host counts again
 
 
 class Totals(NamedTuple):
@@ -105,7 +107,7 @@ def score_regions(
     kind = {"n_regions": n_regions, "connectivity": rule.connectivity, "peak": rule.peak}
     found = jax.device_get(count(*arguments, **kind))
     if found.overflow:
-        found = jax.device_get(count(*arguments, buckets=(runs.whole_chunks(int(found.runs)),), **kind))
+        found = jax.device_get(count(*arguments, buckets=(runs.roomy(int(found.runs)),), **kind))
     return from_totals(found, spacing_mm, rule, unit, mass_factor=mass_factor)
 
 
@@ -162,21 +164,37 @@ def risk(found: Totals, numbers: Numbers, *, classes: tuple[int, ...] = ARTERIES
 
 
 @functools.partial(jax.jit, static_argnames=("n_regions", "connectivity", "peak", "buckets"))
-def count(
-    regions: Labels, hu: HU, numbers: Numbers, *, n_regions: int, connectivity: int, peak: str, buckets: tuple = runs.BUCKETS[:3]
-) -> Totals:
+def count(regions: Labels, hu: HU, numbers: Numbers, *, n_regions: int, connectivity: int, peak: str, buckets: tuple = BUCKETS) -> Totals:
     """`Totals` of regions 1..n_regions; only connectivity and the place of the peak make another program.
 
     buckets: capacities for runs of candidates, beyond `runs.CHUNK` multiples of it; check `overflow`.
     """
-    return count_and_mark(regions, hu, numbers, n_regions=n_regions, connectivity=connectivity, peak=peak, buckets=buckets)[0]
+    return _read(regions, hu, numbers, n_regions, connectivity, peak, buckets)[0]
 
 
-@functools.partial(jax.jit, static_argnames=("n_regions", "connectivity", "peak", "buckets"))
-def count_and_mark(
-    regions: Labels, hu: HU, numbers: Numbers, *, n_regions: int, connectivity: int, peak: str, buckets: tuple = runs.BUCKETS[:3]
-) -> tuple[Totals, UInt32[Array, "z y words"]]:
-    """`count`, and the voxels that it counts as a mask in words (`bits.pack`), of all regions together."""
+@functools.partial(jax.jit, static_argnames=("n_regions", "connectivity", "peak", "capacity", "buckets"))
+def count_and_list(
+    regions: Labels,
+    hu: HU,
+    numbers: Numbers,
+    spacing_mm: Spacing,
+    *,
+    n_regions: int,
+    connectivity: int,
+    peak: str,
+    capacity: int = lesions.CAPACITIES[0],
+    buckets: tuple = BUCKETS,
+) -> tuple[Totals, UInt32[Array, "z y words"], lesions.Lesions]:
+    """`count`; the voxels that it counts as a mask in words (`bits.pack`), of all regions together; and tables of the lesions that it
+    counts, [n_regions, capacity], of these voxels alone. artery: 0."""
+    totals, marked, measured = _read(regions, hu, numbers, n_regions, connectivity, peak, buckets, capacity)
+    table = lesions.as_table(totals.n_lesions, capacity, measured, jnp.asarray(spacing_mm, jnp.float32), hu.shape)
+    by_region = (field if field.ndim == 0 else field.reshape(n_regions, capacity, *field.shape[1:]) for field in table[2:])
+    return totals, marked, lesions.Lesions(*table[:2], *by_region)
+
+
+def _read(regions, hu, numbers, n_regions, connectivity, peak, buckets, capacity=0):
+    """(`Totals`, words of a mask of what counts, what `lesions.measure` measured, `capacity` rows for each region)."""
     # Regions lie one above the other with an empty slice between: one labelling serves all, and none joins another.
     depth, height, width = hu.shape[0] + 1, hu.shape[1], hu.shape[2]
     candidates, in_3d = hu >= numbers.threshold_hu, connectivity in (6, 18, 26)
@@ -189,34 +207,42 @@ def count_and_mark(
     stack = (n_regions * depth, height, width)
 
     def work(found):
-        component, _ = neighbours.components(found, packed, stack, connectivity=connectivity)
-        lesion = component if in_3d else neighbours.components(found, packed, stack, connectivity=26)[0]
+        joined = neighbours.components_of_each(found, packed, stack, *((connectivity,) if in_3d else (connectivity, 26)))
+        component, lesion = joined[0][0], joined[-1][0]
         z = runs.place(found, stack)[0]
         region = jnp.where(found.valid, z // depth, n_regions)
         ones = runs.bits(found)
         length = runs.popcount(ones)
         in_scan = jnp.where(found.valid, found.word - region * (words[0].size), 0)
         hu_sum, top = runs.in_chunks(lambda words, ones: exact.hu_of_runs(words, ones, hu), in_scan, ones)
-        counted = _spread(_sum, component, length) >= numbers.least
-        part = _parts(component, z) if in_3d and peak == "slice" else component
-        weight = weights(_spread(_top, part, top), numbers.limits, numbers.floor_weight)
+        counted = groups.spread(groups.total, component, length) >= numbers.least
+        part = groups.parts(component, z) if in_3d and peak == "slice" else component
+        weight = weights(groups.spread(groups.top, part, top), numbers.limits, numbers.floor_weight)
         fields = [length * weight, length, *exact.digits(hu_sum, 4)]
         kept = jnp.where(counted, region, n_regions)
         sums = jnp.zeros((n_regions, 6), jnp.int32).at[kept].add(jnp.stack(fields, 1), mode="drop")
-        whole = jnp.round(_spread(_sum, component, length * weight) * numbers.unit).astype(jnp.int32)
-        tally = jnp.stack([_first(component) * whole, _first(component)], 1)
+        whole = jnp.round(groups.spread(groups.total, component, length * weight) * numbers.unit).astype(jnp.int32)
+        tally = jnp.stack([groups.first(component) * whole, groups.first(component)], 1)
         tally = jnp.zeros((n_regions, 2), jnp.int32).at[kept].add(tally, mode="drop")
-        in_counted = _spread(_top, lesion, counted.astype(jnp.float32)) > 0
-        n_lesions = jnp.zeros((n_regions,), jnp.int32)
-        n_lesions = n_lesions.at[jnp.where(in_counted, region, n_regions)].add(_first(lesion), mode="drop")
+        # Lesions are numbered from region to region: dense numbers of those that count, and how many come before each region.
+        number = neighbours.only(kept < n_regions, lesion)
+        last = jnp.zeros((n_regions,), jnp.int32).at[kept].max(number, mode="drop")
+        before = jnp.pad(lax.cummax(last), (1, 0))
+        n_lesions = jnp.diff(before)
         # A component is whole runs, and regions do not overlap: no bit comes twice.
         marked = jnp.zeros((words[0].size,), jnp.uint32).at[in_scan].add(jnp.where(counted, ones, 0))
-        return (sums[:, 0], sums[:, 1], sums[:, 2:], tally[:, 0], tally[:, 1], n_lesions), marked
+        totals = sums[:, 0], sums[:, 1], sums[:, 2:], tally[:, 0], tally[:, 1], n_lesions
+        if not capacity:
+            return totals, marked, ()
+        row = number - 1 - before[kept]
+        row = jnp.where((number > 0) & (row < capacity), kept * capacity + row, n_regions * capacity)
+        found = found._replace(word=in_scan)
+        return totals, marked, lesions.measure(found, packed.n, row, hu_sum, top, shape=hu.shape, rows=n_regions * capacity)
 
     # The runs of all regions together are no more than the voxels; that many, several scans' worth, are for the host to retry.
     sizes = tuple(b for b in buckets if b < hu.size) or (runs.whole_chunks(hu.size),)
-    totals, marked = runs.in_bucket(work, packed, sizes)
-    return Totals(*totals, packed.n, packed.n > sizes[-1]), marked.reshape(words[0].shape)[:-1]
+    totals, marked, measured = runs.in_bucket(work, packed, sizes)
+    return Totals(*totals, packed.n, packed.n > sizes[-1]), marked.reshape(words[0].shape)[:-1], measured
 
 
 def weights(
@@ -225,37 +251,6 @@ def weights(
     """Density weight 0..4 of a peak: how many of the four limits it reaches, at least floor_weight."""
     reached = (peak_hu[..., None] >= jnp.asarray(limits, jnp.float32)).sum(-1, dtype=jnp.int32)
     return jnp.maximum(reached, floor_weight)
-
-
-def _sum(values, group):
-    return jnp.zeros(values.shape, values.dtype).at[group].add(values)
-
-
-def _top(values, group):
-    return jnp.full(values.shape, -jnp.inf, values.dtype).at[group].max(values)
-
-
-def _spread(reduce, group, values):
-    """What `reduce` makes of the values of each group, back at every member. Groups are 0..capacity; unused slots have 0."""
-    group = jnp.where(group > 0, group - 1, values.shape[0] - 1)
-    # Unused slots share the last place, which holds a component only if every slot is in use.
-    return reduce(values, group)[group]
-
-
-def _first(group):
-    """1 at the first run of each group in use, else 0. Group numbers are dense in order of their first run."""
-    return (group > jnp.pad(lax.cummax(group)[:-1], (1, 0))).astype(jnp.int32)
-
-
-def _parts(component, z):
-    """Groups of the runs of one component in one slice, numbered from 1; 0 where not in use."""
-    order = jnp.argsort(component, stable=True)  # raster order remains within a component: z ascends
-    sorted_component, sorted_z = component[order], z[order]
-    new = (jnp.diff(sorted_component) != 0) | (jnp.diff(sorted_z) != 0)
-    number = 1 + jnp.cumsum(jnp.pad(new, (1, 0)).astype(jnp.int32))
-    group = jnp.zeros_like(component).at[order].set(number)
-    # Unused slots sort first, so parts count from 2 or 1 on; numbers stay within the capacity because unused slots exist then.
-    return jnp.where(component > 0, group - (sorted_component[0] == 0), 0)
 
 
 def of_lesions(table: lesions.Lesions, spacing_mm: Spacing, rule: str | rules.Rule = "default", **options) -> Float64[np.ndarray, " rows"]:

@@ -51,8 +51,10 @@ def _telling(out, advice):
         raise OutputError(f"--out {tables.plain(str(out))}: {error.strerror or error}; {advice}") from None
 
 
-def run(jobs, out, options, detector, segmenter, readers):
+def run(jobs, out, options, detector, segmenter, readers, *, before=None):
     """Score all jobs; returns their records. Raises OutputError where results cannot be written any more: those so far are whole.
+
+    before: {stage: seconds} that were spent before the first scan: the record of the first that is scored has them, too.
 
     The table has the rows of scans that are kept from the first moment, grows by those of a scan at a time, and is written whole, in the
     order of the jobs, at the end.
@@ -69,9 +71,9 @@ def run(jobs, out, options, detector, segmenter, readers):
                 for k in progress:
                     start = time.perf_counter()
                     if records[k] is None:
-                        records[k] = score_one(jobs[k], next(readings), out, options, chosen[k], detector, segmenter)
+                        records[k] = score_one(jobs[k], next(readings), out, options, chosen[k], detector, segmenter, before)
                         tables.append_csv(out / TABLE, records[k]["rows"], tables.COLUMNS, tables.DIGITS)
-                        done += 1
+                        done, before = done + 1, None
                     eta = (time.perf_counter() - began) / max(done, 1) * (left - done)
                     line = _line(records[k], time.perf_counter() - start)
                     progress.write(f"[{k + 1}/{len(jobs)}, ETA {eta:.0f} s] {line}", file=sys.stderr)
@@ -97,7 +99,7 @@ def _masks(job, options, segmenter):
     return {"regions": options.regions, "heart": None if isinstance(segmenter, tuple) else job.heart}
 
 
-def score_one(job, reading, out, options, chosen, detector, segmenter=None):
+def score_one(job, reading, out, options, chosen, detector, segmenter=None, before=None):
     """Score one job and write its files, the record last, so that a complete record means complete files; returns the record.
 
     reading: a `reading.Reading`, or the ScanError that there is in its place. chosen: `settings`. Raises OSError for what cannot be
@@ -106,7 +108,7 @@ def score_one(job, reading, out, options, chosen, detector, segmenter=None):
     _clear(job, out)
     record = {"scan": job.name, "path": str(job.source.path), "settings": chosen, "versions": versions()}
     try:
-        record |= _answer(job, reading, out, options, detector, segmenter)
+        record |= _answer(job, reading, out, options, detector, segmenter, before or {})
         tables.write_json(out / f"{job.name}.json", record)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -120,7 +122,7 @@ def _clear(job, out):
         (out / f"{job.name}{suffix}").unlink(missing_ok=True)
 
 
-def _answer(job, reading, out, options, detector, segmenter):
+def _answer(job, reading, out, options, detector, segmenter, before):
     """What the record says of a scan that was scored or refused, once its other files are written."""
     start = None
     try:
@@ -135,7 +137,7 @@ def _answer(job, reading, out, options, detector, segmenter):
             raise
         return refusal(job, "internal_error", f"{type(error).__name__}: {error}") | {"traceback": traceback.format_exc()}
     of_reading = {"read": round(reading.seconds, 4), "wait": round(reading.waited_s, 4)}
-    timings = result.record["timings_s"] | of_reading | {"write": round(time.perf_counter() - start, 4)}
+    timings = before | result.record["timings_s"] | of_reading | {"write": round(time.perf_counter() - start, 4)}
     reason = " ".join(result.record["flags"])
     rows = [{"scan": job.name, "status": "scored", "reason": reason, **row} for row in result.rows]
     threshold = result.record["threshold"] | ({"from": job.threshold_from} if job.threshold_from else {})
@@ -152,6 +154,13 @@ def _score(job, reading, options, detector, segmenter):
     return one_scan.score(reading.scan, detector=detector, heart=heart, regions=reading.masks["regions"], **of_scan, **of_scores)
 
 
+def spent(records):
+    """One line that says what all scans of this run took, stage by stage."""
+    parts = [record["timings_s"] for record in records if record.get("timings_s") and not record.get("kept")]
+    stages = dict.fromkeys(stage for part in parts for stage in part)
+    return "seconds: " + (", ".join(f"{stage} {sum(part.get(stage, 0) for part in parts):.1f}" for stage in stages) or "none")
+
+
 def refusal(job, code, message):
     """What the record of a refused scan says: status, reason code, message, and one row."""
     row = {"scan": job.name, "status": "refused", "reason": code}
@@ -163,12 +172,12 @@ def settings(job, options, detector):
     of_options = ("regions", "rule", "scheme", "mass_factor", "save_probability", "scores_only", "no_pictures", "workdir")
     of_job = ("heart", "aorta_roi", "threshold_hu", "threshold_from", "aorta_hu")
     chosen = {key: getattr(options, key) for key in of_options} | {key: getattr(job, key) for key in of_job}
-    chosen |= {"scoring": detector and detector.config.scoring.to_dict(), "checkpoint": _newest(options.workdir)}
-    chosen |= {"heart_checkpoint": _newest(options.heart), "modified": _modified(job.source.path)}
+    chosen |= {"scoring": detector and detector.config.scoring.to_dict(), "checkpoint": newest(options.workdir)}
+    chosen |= {"heart_checkpoint": newest(options.heart), "modified": _modified(job.source.path)}
     return tables.plain(chosen)
 
 
-def _newest(workdir):
+def newest(workdir):
     """Which checkpoint of a training folder is the newest: its step and when it was written, or None."""
     saved = pathlib.Path(workdir, "checkpoints").glob("*") if workdir else ()
     steps = [(int(path.name), _modified(path)) for path in saved if path.name.isdigit()]

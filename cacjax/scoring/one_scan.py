@@ -54,11 +54,12 @@ class Clock:
     def __init__(self):
         self.seconds, self._last = {}, time.perf_counter()
 
-    def lap(self, stage, value=None):
-        """Book the time since the last lap under `stage`, once `value` is computed; returns `value`."""
-        value = jax.block_until_ready(value)
+    def lap(self, stage, value=None, apart=None):
+        """Book the time since the last lap under `stage`, once `value` is computed, but what of it is booked `apart`; returns `value`."""
+        value, apart = jax.block_until_ready(value), apart or {}
         now = time.perf_counter()
-        self.seconds[stage], self._last = round(now - self._last, 4), now
+        self.seconds |= apart | {stage: round(now - self._last - sum(apart.values()), 4)}
+        self._last = now
         return value
 
 
@@ -157,7 +158,8 @@ def score_regions(image, regions, limit, weighing, clock):
     spacing_mm = scan.spacing_mm(turned.affine)
     reading, kinds, units = read_by(weighing, turned.hu.shape, spacing_mm, image.acquisition.slice_thickness_mm)
     how = program.How((), kinds, tuple(range(1, len(names) + 1)))
-    tables = clock.lap("score", program.complete(program.tabulate(finding, reading, how), finding, reading, how))
+    tables, apart = program.tables_of(finding, reading, how)
+    clock.lap("score", tables, apart)
     rows = []
     for (name, rule), totals in zip(weighing.rules.items(), tables.totals):
         each = scores.from_totals(totals, spacing_mm, rule, units[name], mass_factor=weighing.mass_factor)
@@ -179,7 +181,8 @@ def detect(image, heart, limit, aorta_hu, run, weighing, clock):
     reading, kinds, units = read_by(weighing, shape, spacing_mm, image.acquisition.slice_thickness_mm)
     case, reading = clock.lap("prepare", jax.device_put((case, reading)))
     how = program.How(plan.how, kinds, finder.classes)
-    finding, tables = clock.lap("detect_and_score", program.compute(finder, run.state, case, reading, how, long=plan.long))
+    finding, tables, apart = program.compute(finder, run.state, case, reading, how, long=plan.long, decided_by=run.decided_by)
+    clock.lap("detect_and_score", (finding, tables), apart)
     clock.seconds |= finding.timings_s
     counts = jax.device_get(finding.counts)
     flags = plan.flags | (finder.check(counts) if finder.check else {})

@@ -6,6 +6,7 @@ by the tables (`overflow`), and `complete` counts again with a larger one; nothi
 """
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from cacjax.kernels import lesions, runs, scores
+from cacjax.scoring import compiled
 
 
 class Kind(NamedTuple):
@@ -32,7 +34,7 @@ class How(NamedTuple):
     kinds: tuple[Kind, ...]
     classes: tuple[int, ...]
     capacity: int = lesions.CAPACITIES[0]
-    buckets: tuple = runs.BUCKETS[:3]
+    buckets: tuple = scores.BUCKETS
 
 
 class Reading(NamedTuple):
@@ -82,25 +84,44 @@ def over_scans(find, how, mesh):
     return jax.jit(jax.shard_map(shard, mesh=mesh, in_specs=(everywhere, axis, axis), out_specs=axis, check_vma=False))
 
 
-def compute(detector, state, case, reading, how, *, long):
-    """(`Finding`, `Tables`) by one program, or, where that would stay silent for minutes, in steps under a progress bar; and tables whose
-    capacity holds everything."""
+def compute(detector, state, case, reading, how, *, long, decided_by=None):
+    """(`Finding`, `Tables`, {stage: seconds} of what had to be done before) by one program, or, where that would stay silent for minutes,
+    in steps under a progress bar; and tables whose capacity holds everything. decided_by: text that says what system the detector is of,
+    see `compiled.call`."""
     if long and jax.default_backend() == "cpu":
         finding = detector.find(state, case, how.plan)
-        timings_s, finding = finding.timings_s, finding._replace(timings_s={})
-        tables = tabulate(finding, reading, how)
-        finding = finding._replace(timings_s=timings_s)
+        tables, seconds = _tables(finding._replace(timings_s={}), reading, how)
     else:
-        finding, tables = detect_and_score(detector.find, state, case, reading, how)
+        told = None if decided_by is None else f"{decided_by}\n{how}"
+        given = detector.find, state, case, reading, how
+        (finding, tables), seconds = compiled.call(detect_and_score, *given, static=(0, 4), decided_by=told)
     finding = finding if finding.hu is not None else finding._replace(hu=case.hu)
-    return finding, complete(tables, finding, reading, how)
+    tables, more = complete(tables, finding._replace(timings_s={}), reading, how)
+    return finding, tables, _added(seconds, more)
+
+
+def tables_of(finding, reading, how):
+    """(`Tables` of a `Finding` whose capacity holds everything, seconds as in `compute`)."""
+    tables, seconds = _tables(finding, reading, how)
+    tables, more = complete(tables, finding, reading, how)
+    return tables, _added(seconds, more)
 
 
 def complete(tables, finding, reading, how):
-    """Tables on the host, counted again with capacities that hold everything where theirs did not."""
+    """Tables on the host, counted again with capacities that hold everything where theirs did not; and seconds as in `compute`."""
+    seconds = {}
     while more := ample(tables := jax.device_get(tables), how):  # what overflows in the scores has no lesions yet
-        tables, how = tabulate(finding, reading, more), more
-    return tables
+        tables, took = _tables(finding, reading, more)
+        how, seconds = more, _added(seconds, took)
+    return tables, seconds
+
+
+def _tables(finding, reading, how):
+    return compiled.call(tabulate, finding, reading, how, static=(2,), decided_by=str(how))
+
+
+def _added(*parts):
+    return {stage: round(sum(part.get(stage, 0) for part in parts), 4) for stage in dict.fromkeys(itertools.chain(*parts))}
 
 
 def _tabulate(finding, reading, how):
@@ -110,22 +131,10 @@ def _tabulate(finding, reading, how):
         options = {"n_regions": len(how.classes), "connectivity": kind.connectivity, "peak": kind.peak, "buckets": how.buckets}
         return read(regions, hu, numbers, **options)
 
-    def of_class(number):
-        candidates = (regions == number) & (finding.hu >= reading.numbers[0].threshold_hu)
-        joined = 26 if how.kinds[0].connectivity in (4, 8) else how.kinds[0].connectivity
-        options = {"connectivity": joined, "capacity": how.capacity}
-        return lesions.find(candidates, finding.hu, finding.label, reading.spacing_mm, scored, **options)
-
-    def none(number):
-        del number
-        return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
-
     first, *others = zip(reading.numbers, how.kinds)
-    totals, scored = of_rule(scores.count_and_mark, finding.hu, *first)
+    lists = functools.partial(scores.count_and_list, spacing_mm=reading.spacing_mm, capacity=how.capacity)
+    totals, scored, found = of_rule(lists, finding.hu, *first)
     totals = (totals, *(of_rule(scores.count, finding.hu, *each) for each in others))
-    numbers = jnp.arange(1, len(how.classes) + 1, dtype=regions.dtype)
-    shapes = jax.eval_shape(of_class, numbers[0])
-    found = lax.map(lambda number: lax.cond((regions == number).any(), of_class, none, number), numbers)
     risk = functools.partial(scores.risk, classes=how.classes)
     categories = tuple(risk(t, n, whole_lesions=kind.whole_lesions) for t, n, kind in zip(totals, reading.numbers, how.kinds))
     map_hu = None
@@ -160,5 +169,5 @@ def ample(tables, how):
         return None
     most = int(tables.lesions.n.max())
     capacity = next((c for c in lesions.CAPACITIES if c >= most), most)
-    buckets = (runs.whole_chunks(runs_needed),) if runs_needed else how.buckets
+    buckets = (runs.roomy(runs_needed),) if runs_needed else how.buckets
     return how._replace(capacity=max(capacity, how.capacity), buckets=buckets)

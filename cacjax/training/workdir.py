@@ -4,6 +4,7 @@ import ast
 import contextlib
 import json
 import pathlib
+import re
 from typing import NamedTuple
 
 import jax
@@ -19,11 +20,12 @@ DECISIVE_DATA = ("folds", "fold")  # what of "data" is no resumable change
 
 
 class Run(NamedTuple):
-    """A trained run."""
+    """A trained run. decided_by: text of all settings that decide what its programs are, None where there may be others."""
 
     config: ConfigDict
     task: Task
     state: State
+    decided_by: str | None = None
 
 
 def load(workdir, scoring=None) -> Run:
@@ -44,7 +46,13 @@ def load(workdir, scoring=None) -> Run:
             task = build(config)
             abstract = abstract_state(config, task)
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
-        return Run(config, task, manager.restore(step, args=ocp.args.StandardRestore(placed)))
+        return Run(config, task, manager.restore(step, args=ocp.args.StandardRestore(placed)), _decided_by(config))
+
+
+def _decided_by(config):
+    """Of tasks by their dotted path, None: they are no modules of cacjax, whose version says what they do."""
+    text = json.dumps(config.to_dict(), sort_keys=True, default=repr)
+    return None if re.search(r'"task": "[^"]*\.', text) else text
 
 
 @contextlib.contextmanager

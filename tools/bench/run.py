@@ -5,10 +5,11 @@
     python tools/bench/run.py --system cacnet --out FILE.json [--device gpu]
     python tools/bench/run.py --system cyclegan --out FILE.json [--device gpu] [--only layers|small|published]
     python tools/bench/run.py --system labelling --rounds 7 --out FILE.json
+    python tools/bench/run.py --system compile --out FILE.json [--against FOLDER]
     python tools/bench/run.py --system heart --workdir runs/heart --out FILE.json [--n 20]
 
 Needs the extra `bench`; `taskset -c 0` before the command: one thread on all sides. What the rows hold is said in race.py,
-labelling_cases.py, cyclegan_cases.py (layers) and heart_cases.py. All sides take turns in every
+labelling_cases.py, compile_cases.py, cyclegan_cases.py (layers) and heart_cases.py. All sides take turns in every
 round; compiling and warming up stand apart; figures are medians. A row is written as soon as it is there, and a second call with the
 same --out does what is missing; a file of another machine or other versions ends the program before anything is timed.
 
@@ -35,6 +36,7 @@ SYSTEMS = {  # system: packages that its figures depend on; what shares these sh
     **dict.fromkeys(("uda", "detect", "score", "start"), RACE),
     **dict.fromkeys(("ensemble", "cacnet", "cyclegan"), ("jax", "jaxlib", "flax", "optax", "torch", "numpy")),
     "labelling": ("jax", "jaxlib", "numpy", "scipy", "scikit-image", "connected-components-3d"),
+    "compile": ("jax", "jaxlib", "flax", "numpy"),
     "heart": ("jax", "jaxlib", "flax", "numpy", "scipy"),
 }
 
@@ -47,12 +49,13 @@ def parse(arguments) -> argparse.Namespace:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="JSON of the rows; extended where it exists")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of which the median is taken (default: %(default)s)")
     parser.add_argument("--only", default="", help='only rows whose work contains this text (a mask and its neighbours: "blobs 26")')
-    parser.add_argument("--quick", action="store_true", help="score, start, labelling: tiny scans, which say nothing of speed")
+    parser.add_argument("--quick", action="store_true", help="score, start, labelling, compile: tiny scans, which say nothing of speed")
+    parser.add_argument("--against", type=pathlib.Path, help="compile: a checkout of an earlier version")
     parser.add_argument("--workdir", help="heart: run of a heart network: python -m cacjax.train --config heart.py:tiny,whole")
     parser.add_argument("--n", type=int, default=20, help="heart: scans of each protocol (default: %(default)s)")
     options = parser.parse_args(arguments)
     if len({SYSTEMS[system] for system in options.system}) > 1:
-        parser.error(f"expected systems that share a file, got {', '.join(options.system)}: labelling and heart stand alone")
+        parser.error(f"expected systems that share a file, got {', '.join(options.system)}: labelling, compile and heart stand alone")
     if min(options.rounds, options.n) < 1:
         parser.error(f"--rounds and --n must be at least 1, got {options.rounds} and {options.n}")
     options.device = PLATFORMS[options.device]

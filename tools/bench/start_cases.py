@@ -1,7 +1,7 @@
 """Case of a start: `python -m cacjax.score` on one CCTA as a process of its own, from its first import to its end.
 
-The first process finds an empty compilation cache; what it takes longer than the second stands as compile_s, and the row times those
-that follow. Weights are random; the scan is a phantom with its heart and its threshold, as in score_cases.py.
+The first process finds empty caches of programs and of compilations; what it takes longer than the second stands as compile_s, and the
+row times those that follow. Weights are random; the scan is a phantom with its heart and its threshold, as in score_cases.py.
 """
 
 import functools
@@ -43,8 +43,12 @@ def cases(options):
 
 
 def call(folder, *words) -> None:
-    """Run python with these words and the compilation cache in `folder`; ends the program where that fails."""
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "xla"), "PYTHONPATH": str(ROOT)}
+    """Run python with these words and its caches in `folder`; ends the program where that fails."""
+    environment = os.environ | {
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
+        "CACJAX_PROGRAMS": str(folder / "programs"),
+        "PYTHONPATH": str(ROOT),
+    }
     done = subprocess.run([sys.executable, *map(str, words)], cwd=ROOT, env=environment, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{' '.join(map(str, words))} ended with exit code {done.returncode}:\n{done.stdout}{done.stderr}")

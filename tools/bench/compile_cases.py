@@ -1,0 +1,164 @@
+"""Cases of programs: how large each is, what tracing and compiling it takes, and how fast it runs, beside an earlier version of cacjax.
+
+The scan is a phantom CCTA with its heart and its scan threshold; weights are random. One scan is scored by `whole`, that is
+`detect_and_score` with false positives reduced as in the authors' code and only what can count classified, which needs all the others:
+`label` and `find` (of the calcium), `grow` (of the detection), `count` (by the default rule) and `predict` (the network).
+
+  lines           of StableHLO, as the compiler is given them
+  trace_s compile_s
+                  CPU seconds, no cache: from Python to StableHLO, and from there to a program
+  warm_ms         CPU milliseconds of a call, median of the rounds
+  before_...      the same of the version in the folder --against; its calls and ours take turns, each in a process of its own
+"""
+
+import functools
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+SHAPES = ((80, 208, 208), (200, 512, 512))
+QUICK = (24, 96, 96)
+WORKS = ("label", "find", "grow", "count", "predict", "detect_and_score")
+FIGURES = ("lines", "trace_s", "compile_s")
+SEED = 900_011
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+CAPTION = """## Programs
+
+Lines of StableHLO, CPU time of tracing, of compiling and of a call once compiled, on a phantom CCTA; in brackets the version before
+components were shared and branches fewer, both sides in turn (`tools/bench/compile_cases.py`).
+"""
+SHOWN = ("program", "shape", "lines", "tracing, CPU s", "compiling, CPU s", "a call, CPU ms")
+FORMS = {"lines": "{:.0f}", "trace_s": "{:.2f}", "compile_s": "{:.1f}", "warm_ms": "{:.1f}"}
+
+
+def shown(row):
+    """The cells of a row in a table: each figure now, and in brackets that of the version before."""
+    return (
+        row["work"],
+        row["shape"],
+        *(f"{form.format(row[name])} ({form.format(row['before_' + name])})" for name, form in FORMS.items()),
+    )
+
+
+class Case(NamedTuple):
+    """A program at a shape, of the versions in `sides`: {prefix of the columns: folder}."""
+
+    work: str
+    shape: tuple
+    sides: dict
+
+    @property
+    def key(self) -> dict:
+        """The columns that tell a row from the others."""
+        return {"work": self.work, "shape": "x".join(map(str, self.shape))}
+
+    def measure(self, rounds: int) -> dict:
+        """The other columns."""
+        processes = {prefix: _start(folder, self.work, self.shape) for prefix, folder in self.sides.items()}
+        row = {prefix + name: value for prefix, process in processes.items() for name, value in _ask(process).items()}
+        taken = {prefix: [] for prefix in processes}
+        for _ in range(rounds):
+            for prefix, process in processes.items():
+                taken[prefix].append(_ask(process))
+        for process in processes.values():
+            process.communicate("")
+        return row | {f"{prefix}warm_ms": round(statistics.median(values), 3) for prefix, values in taken.items()} | {"rounds": rounds}
+
+
+def cases(options):
+    """Every program at every shape."""
+    sides = {"": ROOT} | ({"before_": options.against.resolve()} if options.against else {})
+    shapes = (QUICK,) if options.quick else SHAPES
+    return (Case(work, shape, sides) for shape in shapes for work in WORKS)
+
+
+def _start(folder, work, shape):
+    """A process that measures with the version of cacjax in a folder."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    words = [sys.executable, __file__, work, *map(str, shape)]
+    return subprocess.Popen(words, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _ask(process):
+    """The next answer of a process; ends the program where there is none."""
+    process.stdin.write("\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise SystemExit("a process that measures has ended before its time")
+    return json.loads(line)
+
+
+def answer(work, *shape):
+    """Measure one program of the version that is imported: its figures at the first line of input, milliseconds of a call at each other."""
+    import jax
+
+    program, given = programs(tuple(map(int, shape)))[work]
+    began = time.process_time()
+    lowered = jax.jit(program).lower(*given)
+    traced, lines = time.process_time(), lowered.as_text().count("\n")
+    run = lowered.compile()
+    figures = lines, round(traced - began, 3), round(time.process_time() - traced, 3)
+    jax.block_until_ready(run(*given))
+    answers = dict(zip(FIGURES, figures))
+    for _ in sys.stdin:
+        print(json.dumps(answers), flush=True)
+        began = time.process_time()
+        jax.block_until_ready(run(*given))
+        answers = 1e3 * (time.process_time() - began)
+
+
+def programs(shape):
+    """{work: (function, arguments)} on a phantom of this shape."""
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    import cacjax.phantom
+    from cacjax.kernels import lesions, rules, scores
+    from cacjax.scoring import one_scan, program
+    from cacjax.task import Net, State, build
+    from cacjax.tasks import lessmann, uda
+    from configs import uda as uda_config
+
+    config = uda_config.get_config()
+    config.scoring.update({"fp_reduction": "authors_code", "classify": "mask"})
+    spacing_mm = tuple(config.data.grid.spacing_mm)
+    scan = cacjax.phantom.make_scan("ccta", SEED, shape=shape, spacing_mm=spacing_mm)
+    task, model = build(config), lessmann.network(config)
+    crop = jnp.zeros((1, model.planes, 131, 131, 1))
+    generator, heads = uda.split(jax.jit(model.init)(jax.random.key(0), crop))
+    state = State(jnp.int32(0), {"generator": Net(generator), "heads": Net(heads)})
+    threshold_hu = scan.truth["threshold_hu"]
+    case, plan = one_scan.make_case(task.detector, scan.hu.astype(np.float32), spacing_mm, scan.affine, scan.heart, threshold_hu)
+    weighing = one_scan.Weighing({"default": rules.named("default")}, "default", None)
+    reading, kinds, _ = one_scan.read_by(weighing, shape, spacing_mm)
+    how = program.How(plan.how, kinds, task.detector.classes)
+    state, case, reading = jax.device_put((state, case, reading))
+    label = jax.device_put(np.pad(scan.label, [(0, m - n) for m, n in zip(case.hu.shape, shape)]))
+    mask, kind = label > 0, {"n_regions": 6, "connectivity": kinds[0].connectivity, "peak": kinds[0].peak}
+    return {
+        "label": (functools.partial(lesions.label, connectivity=26), (mask,)),
+        "find": (lesions.find, (mask, case.hu, label, case.spacing_mm)),
+        "grow": (
+            functools.partial(lesions.grow, mode="authors_code"),
+            (label, case.hu, case.threshold_hu, case.heart, case.spacing_mm),
+        ),
+        "count": (functools.partial(scores.count, **kind), (label, case.hu, reading.numbers[0])),
+        "predict": (task.predict, (state, case.hu, mask)),
+        "detect_and_score": (
+            lambda *given: program.detect_and_score(task.detector.find, *given, how),
+            (state, case, reading),
+        ),
+    }
+
+
+if __name__ == "__main__":
+    answer(*sys.argv[1:])
