@@ -109,6 +109,7 @@ class Task(NamedTuple):
     detector: finds calcium (`score --workdir`). segment(state, hu, spacing_mm) -> `cacjax.classes.STRUCTURES`, uint8 [z, y, x], of an
     oriented scan (`score --heart`).
     prepare(records, stages, workdir) -> records: what training needs to know of the scans beforehand.
+    check(metrics) -> why a step's metrics (plain numbers) must end the training, "" where they need not: on the host.
     spread: {net: mesh axis} of networks whose arrays are stacked along their first axis, a member each.
     """
 
@@ -120,6 +121,7 @@ class Task(NamedTuple):
     detector: Detector | None = None
     segment: Callable | None = None
     prepare: Callable | None = None
+    check: Callable | None = None
     spread: dict = {}  # noqa: RUF012
 
 

@@ -32,8 +32,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def train(config: ConfigDict, workdir) -> State:
     """Train `config.task` to `config.steps`, continuing from the newest checkpoint in `workdir`; return the last state.
 
-    Raises FloatingPointError when a metric is no longer finite, naming the step; the last good checkpoint stays. Ctrl-C or SIGTERM
-    saves a checkpoint and raises KeyboardInterrupt.
+    Raises FloatingPointError when a metric is no longer finite or the task's check finds fault with a step, naming the step; the last good
+    checkpoint stays. Ctrl-C or SIGTERM saves a checkpoint and raises KeyboardInterrupt.
     """
     workdir = pathlib.Path(workdir).absolute()
     adopt_stages(config)
@@ -65,7 +65,7 @@ def train(config: ConfigDict, workdir) -> State:
             records = task.prepare(records, stages, workdir)
         batches = batches_of(streams, records, config, last)
         validate = validation(config, task, records, mesh, placed, last) if task.validate else None
-        shown = Progress(workdir, name=config.task, start=last, stop=config.steps, every=config.log_every)
+        shown = Progress(workdir, name=config.task, start=last, stop=config.steps, every=config.log_every, check=task.check)
         with Interrupt() as interrupt, shown as progress, jax.set_mesh(mesh):
             for step in range(last + 1, config.steps + 1):
                 batch = place(progress.waiting(batches), batch_placed)

@@ -3,12 +3,15 @@
 Paper:     Lessmann et al. 2018 (first stage), as retrained by Zhai et al. 2022, section 2.2
 Command:   python -m cacjax.train --config lessmann.py --workdir runs/lessmann
 Published: on non-contrast CT sensitivity .89, F1 .66 (Zhai 2022, Table 2, first column; their data are not public)
-Measured:  `tiny` on 40 phantom cardiac CT: sensitivity .90, F1 .62 (tools/results/uda.md, first row)
+Measured:  the published form: not yet trained to its end. `tiny` on 40 phantom cardiac CT: sensitivity .90, F1 .62
+           (tools/results/uda.md, first row)
 Variants:  lessmann.py:tiny        one orientation, 16 channels, trained on whole maps: minutes on a laptop
            lessmann.py:tiny,tone   the same with random tone curves as augmentation, which alone carries over to CCTA
            lessmann.py:tiny,three  the same with three orientations, as published: about three times as long
            lessmann.py:tone        published size with tone curves
-Differs:   nothing but the data. `tiny` learns from every voxel of axial maps of three slices, weighted, without deep supervision
+Differs:   the data; a lesion counts if half of it is in the heart, where one voxel would keep ribs; no averaging over orientations and
+           none of the ancestor's rules for small lesions. `tiny` learns from every voxel of axial maps of three slices, weighted,
+           without deep supervision
 """
 
 from ml_collections import ConfigDict

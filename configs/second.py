@@ -13,7 +13,8 @@ Variants:  second.py:tiny        half the channels: minutes on a laptop
            second.py:tone        published size with tone curves
 Stages:    config.stages.first.workdir names the run of the first stage, of lessmann.py or uda.py; empty trains lessmann.py first, in
            WORKDIR/first. What it detects on the training scans is kept in WORKDIR/detected
-Differs:   L2 is a weight decay, half of what Lasagne's penalty comes to
+Differs:   L2 is a weight decay, half of what Lasagne's penalty comes to. Samples less than a voxel outside of a volume are interpolated
+           towards air, where the authors' are air
 """
 
 from ml_collections import ConfigDict

@@ -1,5 +1,6 @@
 """Experiments: the commands that they run, what they read of an evaluation, intervals, and the files that they write."""
 
+import ast
 import importlib
 import json
 import types
@@ -10,6 +11,7 @@ import pytest
 from cacjax.experiments import cells, commands, ensemble, uda
 from cacjax.experiments import run as experiments
 from cacjax.experiments.uda import EXPERIMENTS, SIZES, Column, Network
+from cacjax.files.scan import write_image
 
 
 @pytest.fixture
@@ -18,6 +20,11 @@ def calls(monkeypatch):
     seen = []
     monkeypatch.setattr(commands, "call", lambda command, output: seen.append(command) or 0)
     return seen
+
+
+def networks_of(experiment):
+    """The networks that its columns name."""
+    return {column.network for column in experiment.columns} - {""}
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS.values(), ids=EXPERIMENTS)
@@ -30,7 +37,7 @@ def test_every_network_is_trained_and_every_column_scored(experiment, calls, tmp
         source = [word.split("=")[1] for word in command if word.startswith("--config.stages.source.workdir=")]
         assert all(trained.index(name) < calls.index(command) for name in source), "a source network is trained first"
         assert "--config.seed=3" in command
-    assert {column.network for column in experiment.columns} <= experiment.networks.keys()
+    assert networks_of(experiment) <= experiment.networks.keys()
 
 
 def test_words_and_settings_reach_the_command_line(tmp_path):
@@ -83,7 +90,7 @@ def test_rows_are_medians_over_seeds_with_published_figures_beside(tmp_path, mon
     row = uda.summarise(column, measured)
     assert row["f1"] == 0.4 and row["f1_seeds"] == [0.2, 0.9, 0.4] and row["published_f1"] == 0.66
     assert np.isnan(row["ap_pooled"]) and row["n"] == 2
-    bare = uda.summarise(column._replace(published=None), measured)
+    bare = uda.summarise(column._replace(published=(None, None, None)), measured)
     options = types.SimpleNamespace(experiment="uda-table2", size="tiny", scans=2)
     monkeypatch.setattr(uda, "summary", lambda *_: [row, bare])
     experiments.write(uda, None, measured, options, tmp_path)
@@ -97,6 +104,7 @@ def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys
     networks = {"net": Network("uda.py")}
     monkeypatch.setitem(uda.EXPERIMENTS, "uda-table2", uda.Experiment(networks, (column,)))
     monkeypatch.setattr(commands, "train", lambda networks, size, folder, seed: evaluation(folder, (0.2, 0.9, 0.4)[seed]))
+    monkeypatch.setattr(uda, "begin", lambda *_: None)
     monkeypatch.setattr(uda, "test", lambda *_: None)
     run = lambda out, *words: experiments.main(["uda-table2", "--out", str(tmp_path / out), *words])  # noqa: E731
     run("apart", "--seeds", "2")
@@ -124,10 +132,13 @@ def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys
     assert not (tmp_path / "wrong").exists()
 
 
+FIGURES = ("sensitivity", "fp_mm3", "f1", "sensitivity_pooled", "f1_pooled", "ap_pooled")  # that are measured
+
+
 def measured(*counts):
     """One seed's figures of scans with these voxel counts (tp, fp, fn)."""
     tp, fp, fn = np.sum(counts, 0)
-    return dict.fromkeys(uda.MEASURES, 0.5) | {"f1_pooled": 2 * tp / (2 * tp + fp + fn), "counts": counts}
+    return dict.fromkeys(FIGURES, 0.5) | {"f1_pooled": 2 * tp / (2 * tp + fp + fn), "counts": counts}
 
 
 def test_interval_spans_what_other_scans_could_have_shown():
@@ -149,18 +160,83 @@ def test_gain_over_the_source_is_of_the_same_scans():
     assert 0 < after["gain_low"] < after["gain"] < after["gain_high"] < 0.15 < after["f1_high"] - after["f1_low"]
 
 
+def test_scans_with_and_without_calcium_apart():
+    """Half of the calcium found in one, all in another; of two scans without any, one is marked."""
+    apart = uda.by_calcium([[5, 0, 5], [8, 0, 0], [0, 3, 0], [0, 0, 0]])
+    assert apart == {"f1_calcified": pytest.approx((2 / 3 + 1) / 2), "fp_share_clean": 0.5}
+    assert uda.by_calcium([[0, 0, 5], [0, 1, 0]]) == {"f1_calcified": pytest.approx(0, abs=1e-5), "fp_share_clean": 1.0}
+    assert np.isnan(uda.by_calcium([[5, 0, 5]])["fp_share_clean"])
+    row = uda.summarise(Column("net", "net", "ccta", True), [measured([5, 0, 5], [8, 0, 0], [0, 3, 0], [0, 0, 0])])
+    assert uda.shown(row)["F1, CAC"] == "0.83" and uda.shown(row)["FP, no CAC"] == "0.50"
+
+
+def test_two_networks_with_the_same_figures_are_refused():
+    """Such as two whose critic was dead; a threshold may share figures with another, and a network with itself in another column."""
+    columns = [Column(f"the {name}", name, "ccta", True, margin_hu=None if name else 0) for name in ("one", "two", "one", "", "")]
+    experiment = uda.Experiment({name: Network("uda.py") for name in ("one", "two")}, tuple(columns))
+    same, again, other = (measured([5, 1, 5], [0, fp, 0]) for fp in (3, 3, 2))
+    assert len(uda.summary(experiment, [{"seed": 3, "columns": [same, other, same, other, other]}])) == 5
+    with pytest.raises(SystemExit, match=r"seed 4: the one and the two have the same figures.*metrics.jsonl of one and two"):
+        uda.summary(experiment, [{"seed": 4, "columns": [same, again, same, other, other]}])
+
+
+def test_a_threshold_alone_by_hand(tmp_path, monkeypatch):
+    """A lesion 60 HU above the scan threshold, blood 10 HU above it, bone as bright as the lesion outside of the heart."""
+    hu, label, heart = np.zeros((3, 12, 12), np.int16), np.zeros((3, 12, 12), np.uint8), np.zeros((3, 12, 12), np.uint8)
+    hu[1, 1:3, 1:4], hu[1, 6:8, 6:8], hu[1, 9:11, 1:3] = 360, 310, 360
+    label[1, 1:3, 1:4], heart[:, :8] = 2, 1
+    affine = np.diag([2.0, 1.0, 1.0, 1.0])[[2, 1, 0, 3]]
+    for name, volume, kind in (("a", hu, np.int16), ("m", label, np.uint8), ("h", heart, np.uint8)):
+        write_image(volume, affine, tmp_path / f"{name}.nii.gz", kind)
+    (tmp_path / "ccta").mkdir()
+    (tmp_path / "ccta" / "manifest.csv").write_text("scan,mask,heart,threshold_hu\n../a.nii.gz,../m.nii.gz,../h.nii.gz,300\n")
+    experiment = uda.Experiment({}, tuple(uda.no_network(margin) for margin in (0, 25, 100)))
+    monkeypatch.setattr(uda, "test_protocol", lambda *_: pytest.fail("there is no network to be scored"))
+    uda.test(experiment, None, tmp_path, tmp_path / "seed0", 1)
+    found = [uda.measure(column, tmp_path / "seed0") for column in experiment.columns]
+    assert [one["counts"] for one in found] == [[[6, 4, 0]], [[6, 0, 0]], [[0, 0, 6]]]
+    assert [one["fp_mm3"] for one in found] == [8, 0, 0] and found[0]["f1"] == pytest.approx(12 / 16, abs=1e-5)
+    rows = uda.summary(experiment, [{"seed": 0, "columns": found}])
+    assert [row["network"] for row in rows][::2] == ["no network, threshold + 0 HU", "no network, threshold + 100 HU"]
+    assert uda.shown(rows[1])["pooled F1"].startswith("1.00") and uda.shown(rows[1])["AP"] == ""
+
+
+def test_the_full_method_is_the_papers_flow():
+    """Chest CT, then labelled cardiac CT of other patients beside unlabelled CCTA. Published figures stand where the paper has them."""
+    experiment = EXPERIMENTS["uda-table2"]
+    full, source = (experiment.networks[name] for name in ("full", "source_chest"))
+    assert full.needs == {"source": "source_chest"} and not full.settings and not full.words
+    assert "data.splits.source_train.protocol=chest" in source.settings and "data.seed=2000" in source.settings
+    config = importlib.import_module("configs.uda").get_config()
+    assert config.data.splits.source_train.protocol == "cardiac" and config.data.seed + config.data.splits.source_train.count < 2000
+    first = config.stages.source.data
+    assert [f"data.splits.source_train.protocol={first.splits.source_train.protocol}", f"data.seed={first.seed}"] == list(source.settings)
+    control = experiment.networks["full_without_adversary"]
+    assert control == full._replace(settings=("adversarial_weight=0.0",))
+    of_paper = {(c.title, c.protocol, c.reduced): c.published for c in experiment.columns if c.published != (None,) * 3}
+    assert of_paper == {
+        ("source network from chest CT", "chest", False): (0.89, 73.6, 0.66),
+        ("source network from chest CT", "ccta", False): (0.41, 132.0, 0.16),
+        ("source network from chest CT", "ccta", True): (0.43, 0.58, 0.41),
+        ("full method", "ccta", False): (0.78, 64.5, 0.41),
+        ("full method", "ccta", True): (0.80, 19.8, 0.66),
+        ("full method without L_cls", "ccta", False): (0.68, 25.8, 0.49),
+        ("chest CT in source and adaptation", "ccta", False): (0.53, None, None),
+    }
+
+
 @pytest.mark.parametrize("size", ["small", "published"])
 def test_no_two_arms_train_the_same(size):
     """But for the arm that the size names, which is not trained again, and at published size three orientations."""
     whole, distinct, seen = EXPERIMENTS["uda-table2"], uda.of_size(EXPERIMENTS["uda-table2"], SIZES[size]), {}
     assert whole.networks.keys() - distinct.networks.keys() == {SIZES[size].adapted}
-    assert {column.network for column in distinct.columns} == distinct.networks.keys()
+    assert networks_of(distinct) == distinct.networks.keys()
     for name, network in whole.networks.items():
         if network.config:
             module = importlib.import_module(f"configs.{network.config.removesuffix('.py')}")
             config = module.get_config(",".join(SIZES[size].words + network.words)).unlock()
             values = (pair.split("=") for pair in network.settings)
-            config.update_from_flattened_dict({k: float(v) if v[0].isdigit() else v for k, v in values})
+            config.update_from_flattened_dict({k: ast.literal_eval(v) if v[0].isdigit() else v for k, v in values})
             seen.setdefault((network.needs.get("source"), config.to_json(sort_keys=True)), []).append(name)
     alike = [sorted(names) for names in seen.values() if len(names) > 1]
     assert sorted(alike) == [["adapted", SIZES[size].adapted]] + ([] if size == "small" else [["source", "source_3"]])
@@ -229,8 +305,6 @@ def test_table_1_by_hand(tmp_path):
 
 def test_cells_are_counted_by_every_rule(tmp_path):
     """Four pixels of 200 HU in a cell that their mean leaves at 33 HU; two of noise in another."""
-    from cacjax.files.scan import write_image
-
     hu, label = np.zeros((3, 12, 12), np.int16), np.zeros((3, 12, 12), np.uint8)
     hu[1, 0:2, 0:2] = 200
     label[1, 0:2, 0:2] = 1

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import example_of
+from conftest import begin, example_of, shrink
 
 from cacjax.inference import planes
 from cacjax.task import Net, State, build
+from cacjax.tasks import lessmann as source_task
 from configs import lessmann, uda
 from tools import import_torch
 
@@ -121,3 +122,27 @@ def test_first_losses_in_float32_stay_near_the_exact_ones(recorded):
     metrics, _ = run(recorded, "published", np.float32)
     for name, values in metrics_of(recorded, "published").items():
         np.testing.assert_allclose(metrics[name][0], values[0], atol=1e-4, err_msg=name)
+
+
+def test_a_map_is_supervised_voxel_by_voxel():
+    """`tiny`: cross-entropy over the axial map, calcium weighing 4, other voxels from 107 HU up in the middle slice 1, the rest .1."""
+    config, rng = shrink(lessmann.get_config("tiny")), np.random.default_rng(0)
+    hu = rng.integers(-100, 300, (2, 1, 15, 15, 3)).astype(np.float32)
+    label = (rng.integers(1, 7, (2, 1, 9, 9)) * (rng.random((2, 1, 9, 9)) < 0.2)).astype(np.uint8)
+    state, model = begin(config), source_task.network(config)
+
+    def both(state, batch):
+        params = state.nets["detector"].params
+        features = model.apply(params, planes.normalise(batch["source"]["hu"]), method="features")
+        _, metrics = build(config).train_step(state, batch, jax.random.key(0))
+        return metrics, model.apply(params, features, method="classify")
+
+    metrics, logits = jax.jit(both, compiler_options=QUICKLY)(state, {"source": {"hu": hu, "label": label}})
+    logits = np.asarray(logits, float)
+    logs = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    total = weight = 0.0
+    for b, y, x in np.ndindex(2, 9, 9):
+        of_class = label[b, 0, y, x]
+        own = 4.0 if of_class else 1.0 if hu[b, 0, 3 + y, 3 + x, 1] >= 107 else 0.1
+        total, weight = total - own * logs[b, y, x, of_class], weight + own
+    assert metrics["loss"] == metrics["loss_main"] == pytest.approx(total / weight, rel=1e-5)

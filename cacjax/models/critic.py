@@ -32,17 +32,23 @@ class BatchNorm(nn.Module):
 class Critic(nn.Module):
     """Feature windows [b, n, n, c] -> critic values [b]; 942,653 parameters at 25 x 25 x 96.
 
-    `groups` = 2 normalises source and target apart (the published code calls the critic on each batch), 1 together, 0 not at all.
+    `groups` = 2 normalises source and target apart (the published code calls the critic on each batch), 1 together, 0 not at all. Without
+    normalisation the last layer has no rectifier: of its one channel that lets everything through at some seeds and nothing at others,
+    and then no gradient ever. Sows the least share of pixels that a layer's rectifiers let through, "live".
     """
 
     channels: tuple = PUBLISHED_CHANNELS
 
     @nn.compact
     def __call__(self, windows, groups: int = 1):
-        x = windows
-        for channels in self.channels:
+        x, live = windows, 1.0
+        for i, channels in enumerate(self.channels):
             x = Conv(channels)(x)
-            x = nn.relu(BatchNorm(groups)(x) if groups else x)
+            x = BatchNorm(groups)(x) if groups else x
+            if groups or i < len(self.channels) - 1:
+                x = nn.relu(x)
+                live = jnp.minimum(live, (x > 0).mean())
+        self.sow("intermediates", "live", live)
         x = x.reshape(len(x), -1)
         bound = 1 / x.shape[-1] ** 0.5
         return nn.Dense(1, kernel_init=uniform(bound), bias_init=uniform(bound))(x)[:, 0]

@@ -55,7 +55,8 @@ def make(config) -> Task:
         return planes.predict(system.model, join(generator, params["heads"]), hu, wanted, **reading(config))
 
     steps = functools.partial(init, system), functools.partial(train_step, system)
-    return Task(*steps, cut_of(config), predict=predict, detector=candidates.detector(config, predict))
+    parts = {"predict": predict, "detector": candidates.detector(config, predict), "check": functools.partial(check, config)}
+    return Task(*steps, cut_of(config), **parts)
 
 
 def system_of(config) -> System:
@@ -98,7 +99,7 @@ def train_step(system, state, batch, key):
     # Always computed and taken only after pre-training: inside a conditional XLA:CPU needs a fifth longer for the whole step.
     moved, metrics = generator_updates(system, generator, nets["critic"].params, heads, batch, source, affine)
     nets["generator"] = jax.tree.map(lambda new, old: jnp.where(state.step >= config.pretrain_blocks, new, old), moved, generator)
-    return state._replace(step=state.step + 1, nets=nets), metrics | gaps
+    return state._replace(step=state.step + 1, nets=nets), metrics | gaps | vitality(system, nets["critic"].params, source, target)
 
 
 def critic_updates(system, net, source, target, key, step):
@@ -135,6 +136,21 @@ def critic_update(system, source, target, net, pick):
 
     net, metrics = descend(net, objective, system.critic_optimiser)
     return net._replace(params=CONSTRAINTS[critic.constraint](net.params, critic)), metrics
+
+
+def vitality(system, params, source, target):
+    """Of the critic on a minibatch of target windows: norm of the gradient to their features, least share of live pixels of a layer."""
+    target = target[: system.config.critic.batch]
+    slope = jax.grad(lambda windows: adversarial_value(system, params, source, windows))(target)
+    _, sown = system.critic.apply(params, target, min(system.groups, 1), mutable=["intermediates"])
+    return {"critic_gradient": jnp.linalg.norm(slope.ravel()), "critic_live": sown["intermediates"]["live"][0]}
+
+
+def check(config, metrics) -> str:
+    """What a step's metrics say against going on: a critic that shall move the generator and cannot."""
+    if metrics["critic_gradient"] or not config.adversarial_weight:
+        return ""
+    return "the critic is dead: its gradient to the target's features is exactly zero; choose another seed or other critic.channels"
 
 
 def generator_updates(system, net, critic_params, heads, batch, source, affine):

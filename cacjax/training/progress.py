@@ -42,11 +42,11 @@ def _main_thread() -> bool:
 
 
 class Progress:
-    """Collects metrics on the device and fetches them every `every` steps: one record per step in metrics.jsonl."""
+    """Collects metrics on the device and fetches them every `every` steps: one record per step in metrics.jsonl. check: of a Task."""
 
-    def __init__(self, workdir, *, name: str, start: int, stop: int, every: int):
+    def __init__(self, workdir, *, name: str, start: int, stop: int, every: int, check=None):
         self._folder = pathlib.Path(workdir)
-        self._name, self._start, self._stop, self._every = name, start, stop, every
+        self._name, self._start, self._stop, self._every, self._check = name, start, stop, every, check
         self._pending = []
         self._waited = 0.0
         self._since = time.perf_counter()
@@ -89,15 +89,17 @@ class Progress:
             self.flush()
 
     def flush(self) -> None:
-        """Write what is pending; raise FloatingPointError at the first step whose metrics are not finite."""
+        """Write what is pending; raise FloatingPointError at the first step whose metrics are not finite or fail the task's check."""
         if not self._pending:
             return
         records = [(n, {k: float(v) for k, v in m.items()}) for n, m in jax.device_get(self._pending)]
         self._pending = []
         for number, metrics in records:
-            bad = [f"{k} = {v}" for k, v in metrics.items() if not np.isfinite(v)]
-            if bad:
-                raise FloatingPointError(f"step {number}: {', '.join(bad)}; the last good checkpoint stays in {self._folder}")
+            wrong = ", ".join(f"{k} = {v}" for k, v in metrics.items() if not np.isfinite(v))
+            if not wrong and self._check:
+                wrong = self._check(metrics)
+            if wrong:
+                raise FloatingPointError(f"step {number}: {wrong}; the last good checkpoint stays in {self._folder}")
         self._write(records)
 
     def _write(self, records) -> None:
