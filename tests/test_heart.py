@@ -91,10 +91,27 @@ def test_windows_cover_a_scan_and_are_averaged():
         return np.stack([block, -block], -1)
 
     found = windows.slide(itself, hu, window=16, overlap=4)
-    np.testing.assert_allclose(found, np.stack([hu, -hu]), rtol=1e-6)
+    np.testing.assert_allclose(found, np.stack([hu, -hu]), rtol=1e-5)
     assert sizes == {(8, 16, 16)}
     ones = windows.slide(lambda block: np.ones((*block.shape, 1)), hu, window=16, overlap=4)
     np.testing.assert_allclose(ones, 1)
+
+
+def test_a_window_that_cuts_a_heart_does_not_outvote_the_one_that_sees_all():
+    """A network that knows a heart by being whole: in a window whose edge cuts it, it finds nothing."""
+    heart = np.zeros((16, 16, 40), np.float32)
+    heart[4:12, 4:12, 12:20] = 1  # windows begin at 0, 8, 16 and 24: one sees it whole, two cut it
+
+    def network(hu):
+        found = hu * ~jnp.isin(1, hu[..., jnp.array([0, -1])])
+        return jnp.stack([1 - found, found], -1)
+
+    found = windows.slide(network, heart, window=16, overlap=8)
+    np.testing.assert_array_equal(found[1] > found[0], heart)
+    firsts = jnp.array(windows.corners(heart.shape, (16,) * 3, (8,) * 3))
+    how = {"window": (16,) * 3, "classes": 2, "traced": False}
+    sums = windows.add_up(lambda _, hu: network(hu), (), jnp.asarray(heart), jnp.array(heart.shape), firsts, len(firsts), **how)
+    np.testing.assert_array_equal(sums[..., 1] > sums[..., 0], heart)
 
 
 def image_of(hu, spacing_mm=(3.0, 1.0, 1.5), flips=(1, 1, 1)):
