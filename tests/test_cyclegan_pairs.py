@@ -38,6 +38,18 @@ def test_figures_tell_a_map_in_the_wrong_place():
     assert found["map/truth"]["total"] == pytest.approx(edges[1].sum() * 3.0) and found["map/truth"]["free_hu"] == 0
 
 
+def test_a_lesion_of_a_map_adds_up_to_something():
+    """Parts of 24 and of 21 mm³ of 100 HU that touch by a corner alone, and one of 24 in two slices."""
+    hu, real, heart, seen = drawing()
+    taken = np.zeros(hu.shape)
+    taken[1, 8, 5:13], taken[1, 9, 13:20] = 100.0, 100.0
+    taken[2:4, 4, 4:8] = 100.0
+    found = maps.figures(taken, hu=hu, real=real, heart=heart, spacing_mm=MM, seen=seen, kept=np.array([True] * 4))
+    assert found["map/classifier"]["total"] == 23 * 300 and found["map/lesions"]["total"] == 16 * 300
+    gated = maps.figures(taken, hu=hu, real=real, heart=heart, spacing_mm=MM, seen=seen, kept=np.array([True, True, True, False]))
+    assert gated["map/lesions"]["total"] == 8 * 300
+
+
 def reading(mass, *, true, visible=True, near=1.0):
     return {"mass": mass, "total": mass, "near": near * mass, "removed": min(mass, true), "free_hu": 0.1, "visible": visible, "true": true}
 

@@ -105,10 +105,21 @@ def test_gate_and_floor():
     kept = one_scan.score(image, detector=run_of())
     assert kept.map[8].max() > 0 and kept.map[10].max() == 0
     assert one_scan.score(image, detector=run_of(gate="none")).map[10].max() > 0
+    assert one_scan.score(image, detector=run_of(least_probability=1.1)).map.max() == 0
     by_map = one_scan.score(image, detector=run_of(gate="map", least_sum=24 * 250.0))  # of 24 mm² of 300 and of 205 HU
     assert by_map.map[8].max() > 0 and by_map.map[10].max() == 0
     image.hu[4, 24:28, 30:33] = 320  # twin of 45 HU either way: a floor above it takes all
     assert one_scan.score(image, detector=run_of(gate="none", floor_hu=50.0)).map.max() == 0
+
+
+def test_calcium_that_adds_up_to_little_is_none():
+    """Two bars, of 24 mm² in two slices and of 4 in one: 300 HU over 24 x 6 and over 4 x 3 mm³, which slabs between slices share."""
+    image, _, extra = scan()
+    image.hu[6, 16:18, 22:24] += CALCIUM - BLOOD
+    both, one = (one_scan.score(image, detector=run_of(gate="none", least_lesion=least)).map for least in (0.0, 10_000.0))
+    assert both[12, 16, 22] > 250 and one[12, 16, 22] == 0
+    np.testing.assert_allclose(one[::2], extra, atol=0.1)
+    assert one_scan.score(image, detector=run_of(gate="none", least_lesion=50_000.0)).map.max() == 0
 
 
 def test_without_a_heart_the_middle_of_the_scan_is_seen():

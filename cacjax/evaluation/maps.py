@@ -12,25 +12,37 @@ from cacjax.evaluation import agreement
 from cacjax.kernels import scores
 
 NEAR_MM, TRACE_HU = 3.0, 5.0  # a map so close to true calcium of so many HU is in the right place
+LESION = 2400.0  # HU x mm³ of the least lesion of a map: 24 mm³ of 100 HU
 FLOOR_HU, SEES_HU = -10.0, (-50.0, 950.0)  # the rule of van Velzen 2022 for what is taken, and what its generator sees
 FALSE_POSITIVES = 0.14  # of scans without calcium, as published
 SCHEME = scores.SCHEMES["van_velzen"]
 
 
 def figures(taken, *, hu, real, heart, spacing_mm, seen, kept=None) -> dict:
-    """{values/gate: {"mass", "near", "total", "removed", "free_hu"}} of a map in HU; masses in HU x mm³. kept: slices by the classifier."""
+    """{values/gate: {"mass", "near", "total", "removed", "free_hu"}} of a map in HU; masses in HU x mm³. kept: slices by the classifier;
+    gate "lesions": of these what adds up to `LESION` in 6-connected parts."""
     mm3, found = float(np.prod(spacing_mm)), {}
     close = ndimage.distance_transform_edt(real <= TRACE_HU, sampling=spacing_mm) <= NEAR_MM if (real > TRACE_HU).any() else real > TRACE_HU
     twin = np.clip(hu, *SEES_HU) - taken
+    wanted = {"none": True, "truth": seen[:, None, None]}
+    if kept is not None:
+        wanted |= {"classifier": kept[:, None, None], "lesions": massive(taken * kept[:, None, None], LESION / mm3) > 0}
     for values, map_hu in (("map", taken), ("CT", np.where(twin < FLOOR_HU, 0, taken))):
-        for gate, wanted in (("none", None), ("classifier", kept), ("truth", seen)):
-            gated = map_hu if wanted is None else map_hu * wanted[:, None, None]
+        for gate, where in wanted.items():
+            gated = map_hu * where
             total = float(gated.sum() * mm3)
             each = {"mass": total if values == "map" else mass_of(hu, gated > 0, spacing_mm)["mass"], "total": total}
             each |= {"near": float((gated * close).sum() * mm3), "removed": float(np.minimum(gated, real).sum() * mm3)}
             empty = ~seen[:, None, None] & heart
             found[f"{values}/{gate}"] = each | {"free_hu": float(gated[empty].mean()) if empty.any() else 0.0}
     return found
+
+
+def massive(map_hu, least):
+    """A map without 6-connected parts that add up to less than `least` HU."""
+    parts, count = ndimage.label(map_hu > 0)
+    sums = ndimage.sum(map_hu, parts, np.arange(count + 1))
+    return np.where(sums[parts] >= least, map_hu, 0)
 
 
 def mass_of(hu, mask, spacing_mm) -> dict:

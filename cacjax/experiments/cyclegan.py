@@ -17,7 +17,7 @@ from cacjax.classes import CORONARY
 from cacjax.evaluation import maps
 from cacjax.evaluation.pairs import read as read_pairs
 from cacjax.experiments import commands
-from cacjax.experiments.commands import Network
+from cacjax.experiments.commands import Network, Size
 from cacjax.files import manifest, scan, volume
 from cacjax.phantom.observer import visible
 from cacjax.report import pictures, tables
@@ -27,7 +27,7 @@ MULTIPLE, BOOTSTRAPS = 1, 1000
 CALCIFIED = 0.8  # of the patients
 SMOOTH_PX = 2.0  # of the Gaussian of SMOOTH
 OBSERVER, TRUTH, SMOOTH = "observer, from 130 HU", "true map", "CT less its smoothed self, in the true heart"
-GATES = {"none": "no gate", "classifier": "classifier", "truth": "true slices"}
+GATES = {"none": "no gate", "classifier": "classifier", "lesions": "classifier, least lesion", "truth": "true slices"}
 MEASURES = {
     "difference": "rel. difference, concordant",
     "difference_own": "rel. difference, positive twice",
@@ -46,10 +46,11 @@ MEASURES = {
 SHOWN = ("network", "calcium", "gate", *MEASURES.values())
 CAPTION = """Two scans of each of so many patients. Concordant: pairs with calcium from 130 HU in both scans, the same for every row;
 positive twice: by the row itself. In brackets: 95 % interval by bootstrap over the pairs; after it, the published figure. Map: sum of map
-values, without the -10 HU rule; CT: the paper's sum of CT values where there is a map, with it. Sensitivity: of scans in which calcium can
-be seen; at .14 FP: with the least mass that leaves so many scans without calcium positive. Map within 3 mm: share of its sum at true
-coronary calcium. Removed: share of the true calcium. HU on free slices: mean of the map within the true heart. Kappa, same category: of
-both scans' risk categories by (adjusted) Agatston scores, scaled by one factor to the mean of the observer's."""
+values, without the -10 HU rule; CT: the paper's sum of CT values where there is a map, with it. Least lesion: connected parts of the map
+that add up to less than 2400 HU x mm³ do not count. Sensitivity: of scans in which calcium can be seen; at .14 FP: with the least mass
+that leaves so many scans without calcium positive. Map within 3 mm: share of its sum at true coronary calcium. Removed: share of the true
+calcium. HU on free slices: mean of the map within the true heart. Kappa, same category: of both scans' risk categories by (adjusted)
+Agatston scores, scaled by one factor to the mean of the observer's."""
 
 
 class Column(NamedTuple):
@@ -68,19 +69,10 @@ class Experiment(NamedTuple):
     columns: tuple[Column, ...]
 
 
-class Size(NamedTuple):
-    """How large: the word of the config, the grid of the scans (voxels; mm), how many pairs."""
-
-    words: tuple[str, ...]
-    shape: tuple[int, int, int]
-    scans: int
-    spacing_mm: tuple[float, float, float] = (3.0, 1.0, 1.0)
-
-
 SIZES = {
-    "tiny": Size(("tiny",), (44, 144, 144), 20),
-    "small": Size(("small",), (44, 144, 144), 160),
-    "published": Size((), (44, 400, 400), 160),
+    "tiny": Size(("tiny",), (44, 144, 144), 20, (3.0, 1.0, 1.0)),
+    "small": Size(("small",), (44, 144, 144), 160, (3.0, 1.0, 1.0)),
+    "published": Size((), (44, 400, 400), 160, (3.0, 1.0, 1.0)),
 }
 _PUBLISHED = {"difference": 0.47, "icc": 0.85, "sensitivity": 0.83, "false_positive_rate": 0.14}
 _MANUAL = {"difference": 0.89, "sensitivity": 0.69}
@@ -94,7 +86,7 @@ _CONTROLS = (
 
 def _rows(names):
     """The rows of networks: the published reading first."""
-    kinds = [("CT", "classifier"), ("CT", "none"), ("CT", "truth"), *(("map", gate) for gate in GATES)]
+    kinds = [(values, gate) for values in ("CT", "map") for gate in ("classifier", "lesions", "none", "truth")]
     return tuple(Column(name, *kind, _PUBLISHED if (i, kind) == (0, kinds[0]) else {}) for i, name in enumerate(names) for kind in kinds)
 
 
@@ -162,7 +154,7 @@ def test(experiment, size, test_folder, folder, scans) -> None:
     score, wide = ["cacjax.score", *paths, "--resume", "--no-pictures"], any(c.title.endswith(WIDE) for c in experiment.columns)
     for name in experiment.networks:
         own = [*score, "--workdir", str(folder / "networks" / name)]
-        plain = ["--scoring.gate=none", "--scoring.floor_hu=-2000"]
+        plain = ["--scoring.gate=none", "--scoring.floor_hu=-2000", "--scoring.least_lesion=0"]
         words = [[*own, "--out", str(folder / "scores" / name), "--save-probability"]]
         words += [[*own, "--out", str(folder / "scores" / f"{name}_all"), *plain]]
         if wide:
@@ -198,7 +190,9 @@ def read_scan(row, *, folder, titles, observed) -> dict:
         taken = _on(read_map(folder / "scores" / f"{title}_all" / f"{row.name}_map.nii.gz"), image.hu.shape)
         chance = _on(read_map(folder / "scores" / title / f"{row.name}_probability.nii.gz"), image.hu.shape)
         found[title] = see(taken, kept=chance[:, 0, 0] >= 0.5)
-        found[title]["CT/classifier"]["agatston"] = _agatston(folder / "scores" / title, row.name)
+        record = json.loads((folder / "scores" / title / f"{row.name}.json").read_text())
+        gate = "lesions" if record["scoring"].get("least_lesion") else "classifier"
+        found[title][f"CT/{gate}"]["agatston"] = float(next(each["agatston"] for each in record["rows"] if each["artery"] == "CAC"))
     mass = float(coronary.sum() * np.prod(spacing_mm))
     return {"scan": row.name, "visible": bool(seen.any()), "mass": mass, "clinical": clinical, "found": found}
 
@@ -212,12 +206,6 @@ def _on(slabs, shape):
     """Of slabs at a step of half the increment, as the published grid has them, those that are slices; at equal steps all."""
     step = 1 if len(slabs) == shape[0] else (len(slabs) + 1) // shape[0]
     return slabs[::step][: shape[0]]
-
-
-def _agatston(folder, name) -> float:
-    """The (adjusted) Agatston score of coronary calcium of a scan that was scored."""
-    rows = json.loads((folder / f"{name}.json").read_text())["rows"]
-    return float(next(row["agatston"] for row in rows if row["artery"] == "CAC"))
 
 
 def measure(column, folder) -> dict:
@@ -275,4 +263,4 @@ def picture(test_folder, folder, title) -> None:
     taken = _on(read_map(folder / "scores" / f"{title}_all" / f"{row.name}_map.nii.gz"), image.hu.shape)
     turned, taken, real = scan.oriented(image, taken, real)
     text = f"{row.name}: {title}, no gate; slices with most of the map"
-    pictures.twins(folder / "twins.png", turned.hu, taken, spacing_mm=scan.spacing_mm(turned.affine), title=text, truth=real)
+    pictures.twins(folder / "twins.png", turned.hu, taken, affine=turned.affine, title=text, truth=real)

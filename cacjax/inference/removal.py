@@ -18,7 +18,6 @@ from cacjax.kernels import grids, lesions, slabs
 from cacjax.task import Detector, Finding, Plan, is_traced
 
 CAC = CLASSES.index("CAC")
-CALCIFIED = 0.5  # probability from which a slice counts as calcified
 AT_ONCE = 4  # slices that the networks see at a time
 GATES = ("classifier", "map", "none")
 
@@ -78,10 +77,11 @@ def coronary_slices(label):
 def detector(config, heart_config, parts: Parts) -> Detector:
     """A `Detector` of coronary calcium as a whole by what is taken out of slices.
 
-    config.scoring: heart, whether it is limited to the heart (that is given, else found); gate, "classifier" (slices without calcium by it
-    are empty), "map" (so are those whose map adds up to less than least_sum, HU x mm²) or "none"; window, pixels of a slice that the
-    networks see about the heart, wide, without a heart; floor_hu, where the twin is darker nothing is taken (None: everywhere); least_hu,
-    from which a map is calcium. config.data.grid: kind "slabs".
+    config.scoring: heart, whether it is limited to the heart (that is given, else found); gate, "classifier" (slices are empty whose
+    probability of calcium is below least_probability), "map" (whose map adds up to less than least_sum, HU x mm²) or "none"; window,
+    pixels of a slice that the networks see about the heart, wide, without a heart; floor_hu, where the twin is darker nothing is taken
+    (None: everywhere); least_hu, from which a map is calcium; least_lesion, HU x mm³ that connected parts of a map add up to, before that.
+    config.data.grid: kind "slabs".
     """
     scoring, grid, seen = config.scoring, config.data.grid, Seen(**config.seen)
     if scoring.gate not in GATES:
@@ -140,10 +140,13 @@ def detector(config, heart_config, parts: Parts) -> Detector:
         kept, probability = wanted, None
         if scoring.gate == "classifier":
             probability = _over(parts.gate, state, wanted, (pictures, masks), jnp.zeros(len(pictures)), traced=traced, title="slices")
-            kept = wanted & (laps.lap("classifier", probability) >= CALCIFIED)
+            kept = wanted & (laps.lap("classifier", probability) >= scoring.least_probability)
         found = _over(parts.remove, state, kept, (pictures, masks), jnp.zeros(pictures.shape), traced=traced, title="remove")
         found = laps.lap("generator", found)
-        calcium = _clean(found, pictures, masks & kept[:, None, None], low=seen.low, high=seen.high, floor_hu=scoring.floor_hu)
+        found = jnp.where(masks & kept[:, None, None], found, 0.0)
+        if scoring.least_lesion:
+            found = _lesions(found, arrays.voxel_mm3, least_hu=scoring.least_hu, least_lesion=scoring.least_lesion)
+        calcium = _clean(found, pictures, low=seen.low, high=seen.high, floor_hu=scoring.floor_hu)
         if scoring.gate == "map":
             kept &= calcium.sum((1, 2)) * float(np.prod(grid.spacing_mm[1:])) >= scoring.least_sum
             calcium = jnp.where(kept[:, None, None], calcium, 0.0)
@@ -245,10 +248,18 @@ def _some(network, state, pictures, order, number, carry):
 
 
 @functools.partial(jax.jit, static_argnames=("low", "high", "floor_hu"))
-def _clean(found, pictures, masks, *, low, high, floor_hu):
-    """Maps in HU, 0 outside of the masks and where the twin, as the generator sees it, is darker than a floor."""
-    found = jnp.where(masks, found, 0.0)
+def _clean(found, pictures, *, low, high, floor_hu):
+    """Maps in HU, 0 where the twin, as the generator sees it, is darker than a floor."""
     return found if floor_hu is None else jnp.where(jnp.clip(pictures, low, high) - found < floor_hu, 0.0, found)
+
+
+@functools.partial(jax.jit, static_argnames=("least_hu", "least_lesion"))
+def _lesions(calcium, voxel_mm3, *, least_hu, least_lesion):
+    """Maps [z, y, x] in HU without what is no calcium, and without 6-connected parts that add up to less than `least_lesion` HU x mm³."""
+    calcium = jnp.where(calcium >= least_hu, calcium, 0.0)
+    number, _ = lesions.label(calcium > 0, connectivity=6)
+    sums = jnp.zeros(calcium.size // 2 + 2).at[number].add(calcium) * voxel_mm3
+    return jnp.where(sums[number] >= least_lesion, calcium, 0.0)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "least_hu"))

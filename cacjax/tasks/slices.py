@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from cacjax.classes import AIR_HU
 from cacjax.data import hearts
 from cacjax.data.sampling import Cut
-from cacjax.inference.removal import CALCIFIED, Seen, coronary_slices
+from cacjax.inference.removal import Seen, coronary_slices
 from cacjax.kernels import losses, slices
 from cacjax.models.resnet import EncoderDecoder
 from cacjax.optimise import adam, descend, keep_best, learning_rate, start
@@ -40,7 +40,7 @@ def make(config) -> Task:
     def validate(state, batch):
         sample = slices.view(batch["held_out"], jax.random.key(0), **config.view.to_dict() | slices.PLAIN)
         net = state.nets["classifier"]
-        found, real = answer(net, shown(sample)) >= CALCIFIED, coronary_slices(sample["label"])
+        found, real = answer(net, shown(sample)) >= 0.5, coronary_slices(sample["label"])
         hits, wrong, missed = ((a & b).sum() for a, b in ((found, real), (found, ~real), (~found, real)))
         f1 = 2 * hits / jnp.maximum(2 * hits + wrong + missed, 1)
         metrics = {"accuracy": (found == real).mean(), "f1": f1}
