@@ -60,11 +60,31 @@ def test_overlay_shows_each_artery_in_its_colour(tmp_path):
     mask[disc(hu.shape, (25, 40, 60), 3, spacing)], mask[disc(hu.shape, (15, 60, 30), 3, spacing)] = 1, 3
     hu[mask > 0] = 900
     names = ("background", "LAD", "LCX", "RCA")
-    pictures.overlay(tmp_path / "a.png", hu, mask, spacing_mm=spacing, names=names, threshold_hu=450.0, heart=heart, title="a")
-    pictures.overlay(tmp_path / "b.png", hu, mask * 0, spacing_mm=spacing, names=names)
+    grid = {"affine": np.array([[0, 0, 0.7, 0], [0, 0.7, 0, 0], [1.5, 0, 0, 0], [0, 0, 0, 1.0]]), "names": names}
+    pictures.overlay(tmp_path / "a.png", hu, mask, **grid, threshold_hu=450.0, heart=heart, title="a")
+    pictures.overlay(tmp_path / "b.png", hu, mask * 0, **grid)
     marked, bare = (imread(tmp_path / name)[..., :3] for name in ("a.png", "b.png"))
     assert count(marked, "#ff2d55") > 50 and count(marked, "#32d74b") > 50 and count(marked, "#ffd60a") == 0
     assert count(bare, "#ff2d55") == 0
+
+
+def test_every_lesion_is_in_some_slice_and_has_its_number(tmp_path, monkeypatch):
+    """Thirteen lesions in eleven slices: two of one slice, one that a slice of another shows; more slices than a row takes."""
+    affine = np.array([[0, 0, 0.7, -30], [0, 0.7, 0, -20], [2.0, 0, 0, -100], [0, 0, 0, 1.0]])
+    mask = np.zeros((50, 64, 64), np.uint8)
+    at = [(4 * k + 2, 20 + k, 30) for k in range(11)] + [(2, 50, 50), (7, 50, 50)]
+    spans = [1] * 12 + [5]
+    for (z, y, x), n in zip(at, spans):
+        mask[z - n // 2 : z + n // 2 + 1, y - 1 : y + 2, x - 1 : x + 2] = 1
+    centres = [affine[:3, :3] @ place + affine[:3, 3] for place in at]
+    lesions = [{"number": k, "centre_mm": c.tolist(), "slices": n} for k, (c, n) in enumerate(zip(centres, spans), 1)]
+    told, titles = [], []
+    number, draw = pictures.number, pictures.draw
+    monkeypatch.setattr(pictures, "number", lambda *args: (told.append(args[1]), number(*args)))
+    monkeypatch.setattr(pictures, "draw", lambda *args: (titles.append(args[4]), draw(*args)))
+    pictures.overlay(tmp_path / "a.png", np.zeros(mask.shape), mask, affine=affine, names=("background", "LAD"), lesions=lesions)
+    assert sorted(n for places in told[:-1] for n, _, _ in places) == [*range(1, 14)] and len(told[-1]) == 13
+    assert titles[:2] == ["z -16.0 mm", f"{9 * 0.49:.1f} mm² marked"] and len(told) == 12
 
 
 def count(picture, colour):

@@ -1,9 +1,13 @@
 """The whole way from files to scores through the command line, with a stand-in for the trained detector."""
 
+import ast
 import csv
 import importlib
 import json
 import pathlib
+import subprocess
+import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +24,8 @@ from cacjax import train
 from cacjax.classes import CLASSES
 from cacjax.files import scan
 from cacjax.report import pictures, tables
-from cacjax.scoring import one_scan
+from cacjax.scoring import batch, one_scan
+from cacjax.training import workdir
 
 QRM = pathlib.Path(__file__).resolve().parents[2] / "shared" / "data" / "qrm-cci-canon"
 MASS_FACTOR = 0.72204771044
@@ -195,6 +200,34 @@ def test_scores_lesions_and_files(tmp_path, detector):
     }
 
 
+def test_a_run_is_restored_once(tmp_path, monkeypatch):
+    """Until its folder has another checkpoint, or other settings are asked for."""
+    monkeypatch.setattr(workdir, "load", lambda path, scoring: stand_in(marks_bright, SPACING, **scoring))
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "checkpoints" / "1").mkdir(parents=True)
+    first = score_module.load_detector(tmp_path)
+    assert score_module.load_detector(tmp_path) is first
+    other = score_module.load_detector(tmp_path, {"classify": "mask"})
+    assert other.config.scoring.classify == "mask" != first.config.scoring.classify
+    assert score_module.load_detector(tmp_path) is first
+    (tmp_path / "checkpoints" / "2").mkdir()
+    assert score_module.load_detector(tmp_path) is not first
+
+
+def test_seconds_are_told_stage_by_stage():
+    scored = [{"timings_s": {"start": 1.0, "write": 0.25}}, {"timings_s": {"write": 0.5}}]
+    assert batch.spent([*scored, {"status": "refused"}, {"timings_s": {"write": 9.0}, "kept": True}]) == "seconds: start 1.0, write 0.8"
+    assert batch.spent([]) == "seconds: none"
+
+
+def test_start_and_import_are_parts_of_the_life_of_a_process():
+    began = time.perf_counter()
+    words = "from cacjax import backend; print(backend.seconds_so_far())"
+    told = ast.literal_eval(subprocess.run([sys.executable, "-c", words], capture_output=True, text=True).stdout)
+    assert told["import"] > 0 and (sys.platform != "linux" or told["start"] > 0)
+    assert sum(told.values()) < time.perf_counter() - began + 0.02  # a tick of the kernel's clock
+
+
 def test_several_rules_are_rows_of_one_mask(tmp_path, detector):
     """A pixel of 0.25 mm² beside the squares: the default rule wants 1 mm² of it, syngo's does not; either way it is in the mask."""
     hu = calcified()
@@ -248,7 +281,7 @@ def test_what_is_scored_is_what_is_shown(tmp_path, detector, monkeypatch, rule, 
 
 
 def test_a_tube_voltage_that_changes_the_score_is_a_flag(tmp_path, detector):
-    """At 100 kV the default rule counts from 147 HU, which is nothing to a threshold of 200 HU; no rule here knows 90 kV."""
+    """At 100 kV the default rule counts from 147 HU, nothing to a threshold of 200 HU, of enhanced blood; no rule here knows 90 kV."""
     hu = calcified()
     hu[2, 10:14, 24:28] = 140
     folder, regions = write_dicom(tmp_path / "s", hu, kvp=100), write_nifti(tmp_path / "r.nii.gz", np.ones(SHAPE, np.int16))
@@ -262,7 +295,7 @@ def test_a_tube_voltage_that_changes_the_score_is_a_flag(tmp_path, detector):
     given = "--regions", regions
     assert flagged(*given) == ("kvp_limits", "147.0", 10)
     assert flagged("--workdir", tmp_path) == ("kvp_limits", "147.0", 10)
-    assert flagged("--workdir", tmp_path, "--threshold-hu", 200) == ("", "200.0", 10)
+    assert flagged("--workdir", tmp_path, "--threshold-hu", 200) == ("enhanced", "200.0", 10)
     assert flagged(*given, rule="strict_130") == ("kvp_not_in_rule", "130.0", 18)
     assert flagged(*given, "--threshold-hu", 100, rule="calciumscoring_jl") == ("kvp_limits rule_threshold", "154.0", 10)
     write_dicom(tmp_path / "s", hu, kvp=120)

@@ -116,9 +116,9 @@ def test_no_aorta_is_refused(structures):
 def test_region_in_the_authors_layout(tmp_path):
     """A row whose seventh and eighth numbers are mean and SD; the authors' code takes whole HU."""
     path = tmp_path / "scan.txt"
-    path.write_text("10 45 20 56 3 47 402.5 20.25\n")
+    path.write_text("10 45 20 56 3 47 403.0 20.25\n")
     found, flags = threshold.choose(None, "scan", None, None, roi=path)
-    assert (found["hu"], found["mean_hu"], found["where"], flags) == (463.25, 402.5, "file scan.txt", [])
+    assert (found["hu"], found["mean_hu"], found["where"], flags) == (463.75, 403.0, "file scan.txt", [])
     assert threshold.choose(900.0, "scan_whole", None, None, roi=path)[0]["hu"] == 463
     for text in ("1 2 3 4 5 6 400", "1 2 3 4 5 6 mean 20", "1 2 3 4 5 6 400 -3"):
         path.write_text(text)
@@ -203,7 +203,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, ccta, native):
 
     code, reasons, record = run(ccta, "--heart", tmp_path / "run", "--threshold-hu", "auto")
     expected = threshold.choose("auto", "scan", ccta[0], ccta[1])[0]
-    assert (code, reasons) == (0, {""}) and record["threshold"]["hu"] == pytest.approx(expected["hu"])
+    assert (code, reasons) == (0, {"enhanced"}) and record["threshold"]["hu"] == pytest.approx(expected["hu"])
     assert record["threshold"]["n_voxels"] == expected["n_voxels"] and record["threshold"]["box"] == list(expected["box"])
     assert (tmp_path / "out" / "p_heart.png").stat().st_size > 10_000
     assert run(ccta, "--heart", tmp_path / "run")[:2] == (1, {"contrast_enhanced"})
@@ -214,7 +214,7 @@ def test_from_the_command_line(tmp_path, monkeypatch, ccta, native):
     (tmp_path / "rois").mkdir()
     (tmp_path / "rois" / "p.txt").write_text("0 0 0 0 0 0 800 20")
     code, reasons, record = run(ccta, "--aorta-roi", tmp_path / "rois")
-    assert (code, reasons, record["threshold"]["hu"]) == (0, {"bright_lumen"}, 860)
+    assert (code, reasons, record["threshold"]["hu"]) == (0, {"enhanced bright_lumen"}, 860)
     assert record["settings"]["aorta_roi"] == str(tmp_path / "rois" / "p.txt")
 
 
@@ -229,6 +229,6 @@ def test_the_measured_mean_serves_the_view(ccta):
     segmenter = stand_in_heart(None, SPACING)
     segmenter = segmenter._replace(task=segmenter.task._replace(segment=lambda state, hu, spacing_mm: heart.structures))
     record = one_scan.score(image, detector=detector, heart=segmenter, threshold_hu="auto").record
-    assert record["aorta_hu"] == pytest.approx(record["threshold"]["mean_hu"]) and not record["notes"]
+    assert record["aorta_hu"] == pytest.approx(record["threshold"]["mean_hu"]) and record["flags"] == ["enhanced"]
     unknown = one_scan.score(image, detector=detector, threshold_hu=300.0).record
-    assert unknown["aorta_hu"] is None and "mean of the aorta" in unknown["notes"][0]
+    assert unknown["aorta_hu"] is None and "mean of the aorta" in unknown["notes"][-1]

@@ -6,6 +6,7 @@ on top is seen from the feet, as radiologists hold it: the patient's right is on
 
 import numpy as np
 
+from cacjax.files import scan
 from cacjax.files.atomic import replace
 
 COLOURS = ("#ff2d55", "#ffd60a", "#32d74b", "#0a84ff", "#bf5af2", "#ff9f0a", "#64d2ff", "#ac8e68", "#ff6961")
@@ -13,47 +14,88 @@ CAPTION = {"color": "white", "fontsize": 8}
 # Contrast-enhanced blood is at 200 to 600 HU: in a soft-tissue window it would hide the calcium.
 WINDOWS = ((200.0, (-160.0, 440.0)), (float("inf"), (-200.0, 900.0)))
 MAP_HU = (0.0, 150.0)  # window of a calcium map
+NEAR_MM = 8.0  # a lesion's middle may lie beside it
 
 
-def overlay(path, hu, mask, *, spacing_mm, names, threshold_hu=130.0, heart=None, title="", columns=4):
-    """Draw the axial slices with most calcium, bare above and marked below, beside a projection from the front.
+def overlay(path, hu, mask, *, affine, names, lesions=(), threshold_hu=130.0, heart=None, title="", columns=4):
+    """Draw the axial slices that show every lesion, bare above and marked below, beside a projection from the front.
 
-    hu, mask, heart: [z, y, x], oriented. mask: 0 or an index into `names`, the class names with the background first.
-    spacing_mm: (dz, dy, dx). threshold_hu: the scan threshold; it chooses the window (soft tissue, or wide for
-    enhanced blood). heart: crops the picture to it. columns: how many slices. Writes a PNG to `path`.
+    hu, mask, heart: [z, y, x], oriented; affine: of their grid. mask: 0 or an index into `names`, the class names with the background
+    first. lesions: dicts with number, centre_mm and slices, as a record has them; without them the slices with most of the mask.
+    threshold_hu: the scan threshold; it chooses the window (soft tissue, or wide for enhanced blood). heart: crops the picture to it.
+    columns: slices beside the projection. Writes a PNG to `path`.
     """
-    window = hu_window(threshold_hu)
+    window, spacing_mm = hu_window(threshold_hu), scan.spacing_mm(affine)
     box = field(mask, heart, hu.shape, spacing_mm)
-    picked = busiest(mask, box, columns, spacing_mm)
-    figure, axes = canvas(2, len(picked) + 1, title)
-    for column, z in enumerate(picked):
+    places = placed(lesions, affine)
+    picked = slices_of(places) or busiest(mask, box, columns, spacing_mm)
+    bands = 1 + max(0, -(-(len(picked) - columns) // (columns + 1)))
+    width = (len(picked) if bands == 1 else columns) + 1
+    figure, axes = canvas(2 * bands, width, f"{title}\n{say(window)}")
+    for axis in axes.flat:
+        axis.axis("off")
+    frontal, cells = (0, columns if bands > 1 else len(picked)), iter(np.ndindex(bands, width))
+    for z in picked:
+        band, column = next(cell for cell in cells if cell != frontal)
         view, marks = hu[z][box[1:]], mask[z][box[1:]]
         area_mm2 = float((marks > 0).sum() * spacing_mm[1] * spacing_mm[2])
-        draw(axes[0][column], view, spacing_mm[1:], window, f"slice {z + 1} of {len(hu)}")
-        draw(axes[1][column], view, spacing_mm[1:], window, f"{area_mm2:.1f} mm² marked")
-        mark(axes[1][column], marks, COLOURS)
+        draw(axes[2 * band][column], view, spacing_mm[1:], window, height(z, box, affine), "RLAP")
+        draw(axes[2 * band + 1][column], view, spacing_mm[1:], window, f"{area_mm2:.1f} mm² marked", "RLAP")
+        mark(axes[2 * band + 1][column], marks, COLOURS)
+        here = [(n, y - box[1].start, x - box[2].start) for n, reach, (at, y, x) in places if abs(at - z) <= reach]
+        number(axes[2 * band + 1][column], here, marks, spacing_mm[1:])
     view, marks = _frontal(hu, mask, heart, box)
     for row in (0, 1):
-        draw(axes[row][-1], view, (spacing_mm[0], spacing_mm[2]), window, "maximum, from the front")
-    mark(axes[1][-1], marks, COLOURS)
+        draw(axes[row][frontal[1]], view, (spacing_mm[0], spacing_mm[2]), window, "maximum, from the front", "RLHF")
+    mark(axes[1][frontal[1]], marks, COLOURS)
+    seen = [(n, box[0].stop - 1 - z, x - box[2].start) for n, _, (z, _, x) in places]
+    number(axes[1][frontal[1]], seen, marks, (spacing_mm[0], spacing_mm[2]))
     found = [int(label) for label in np.unique(mask) if label]
     legend(figure, [(names[label], COLOURS[(label - 1) % len(COLOURS)]) for label in found])
     save(figure, path)
 
 
-def twins(path, hu, map_hu, *, spacing_mm, title="", heart=None, truth=None, columns=5):
+def placed(lesions, affine):
+    """(number, slices on either side of its middle one that show it, its centre (z, y, x) in voxels) of every lesion of a record."""
+    inverse = np.linalg.inv(affine)
+    centres = [inverse[:3, :3] @ lesion["centre_mm"] + inverse[:3, 3] for lesion in lesions]
+    return [(lesion["number"], (lesion["slices"] - 1) // 2, (round(at[0]), *at[1:])) for lesion, at in zip(lesions, centres)]
+
+
+def slices_of(places):
+    """The slices that show every lesion, head first: the middle one of each that no slice before it shows."""
+    picked = []
+    for _, reach, (z, _, _) in places:
+        if all(abs(z - other) > reach for other in picked):
+            picked.append(z)
+    return sorted(picked, reverse=True)
+
+
+def height(z, box, affine):
+    """Where the middle of a slice lies along the body, in words."""
+    middle = [z, *((side.start + side.stop - 1) / 2 for side in box[1:]), 1]
+    return f"z {(affine @ middle)[2]:.1f} mm"
+
+
+def say(window):
+    """A window in words, as radiologists set it."""
+    return f"window {window[1] - window[0]:.0f}, level {sum(window) / 2:.0f} HU"
+
+
+def twins(path, hu, map_hu, *, affine, title="", heart=None, truth=None, columns=5):
     """Draw slices with most of a calcium map [z, y, x] in HU: the scan, its twin without that, the map, and a true one where it is known.
 
     Writes a PNG to `path`; see `overlay`.
     """
+    spacing_mm = scan.spacing_mm(affine)
     box = field(map_hu > 0, heart, hu.shape, spacing_mm)
     picked = busiest(map_hu, box, columns, spacing_mm)
     kinds = {"scan": (hu, WINDOWS[0][1]), "twin": (hu - map_hu, WINDOWS[0][1]), "map": (map_hu, MAP_HU)}
     kinds |= {} if truth is None else {"true calcium": (truth, MAP_HU)}
-    figure, axes = canvas(len(kinds), len(picked), title)
+    figure, axes = canvas(len(kinds), len(picked), f"{title}\nscan and twin: {say(WINDOWS[0][1])}; map: {say(MAP_HU)}")
     for row, (name, (volume, window)) in zip(axes, kinds.items()):
         for axis, z in zip(row, picked):
-            draw(axis, volume[z][box[1:]], spacing_mm[1:], window, f"{name}, slice {z + 1} of {len(hu)}")
+            draw(axis, volume[z][box[1:]], spacing_mm[1:], window, f"{name}, {height(z, box, affine)}", "RLAP")
     save(figure, path)
 
 
@@ -161,7 +203,8 @@ def canvas(rows, columns, title):
 
 
 def draw(axis, image, spacing_mm, window, title, sides="RL"):
-    """A grey image [rows, columns] in true proportions, with side marks and a 20 mm bar. spacing_mm: (row, column)."""
+    """A grey image [rows, columns] in true proportions, with a 20 mm bar. spacing_mm: (row, column); sides: letters of the left and the
+    right edge, and of the upper and the lower one."""
     height, width = image.shape
     axis.imshow(
         image,
@@ -173,11 +216,21 @@ def draw(axis, image, spacing_mm, window, title, sides="RL"):
     )
     axis.set_title(title, **CAPTION)
     axis.axis("off")
-    for text, x, side in zip(sides, (0.02, 0.98), ("left", "right")):
-        axis.text(x, 0.97, text, color="white", fontsize=8, va="top", ha=side, transform=axis.transAxes)
+    for text, x, y in zip(sides, (0.03, 0.97, 0.5, 0.5), (0.5, 0.5, 0.97, 0.03)):
+        axis.text(x, y, text, color="white", fontsize=8, va="center", ha="center", transform=axis.transAxes)
     bar = 20 / spacing_mm[1]
     axis.plot([0.05 * width, 0.05 * width + bar], [0.95 * height] * 2, color="white", lw=2)
     axis.text(0.05 * width, 0.93 * height, "20 mm", color="white", fontsize=6, va="bottom")
+
+
+def number(axis, places, marks, spacing_mm):
+    """Numbers (n, row, column) beside the marked pixel next to each place; none where none is within `NEAR_MM`."""
+    marked = np.argwhere(marks > 0)
+    for n, *place in places:
+        away = np.linalg.norm((marked - place) * spacing_mm, axis=1)
+        if len(away) and away.min() <= NEAR_MM:
+            at = marked[away.argmin()][::-1]
+            axis.annotate(str(n), at, (5, 5), textcoords="offset points", color="white", fontsize=7)
 
 
 def mark(axis, marks, colours):

@@ -45,11 +45,12 @@ def draw(result, grid, out, name):
         out / f"{name}.png",
         turned.hu,
         mask,
-        spacing_mm=scan.spacing_mm(turned.affine),
+        affine=turned.affine,
         names=CLASSES if classes else {label: str(label) for label in np.unique(mask)},
+        lesions=result.record["lesions"],
         threshold_hu=result.record["threshold"]["hu"],
         heart=None if heart is None else around,
-        title=caption(name, result),
+        title=caption(name, result) + whose(result.scan),
     )
     if result.structures is not None:
         draw_heart(result.structures, result.scan, result.record["threshold"], out, name)
@@ -57,7 +58,7 @@ def draw(result, grid, out, name):
         total = next(row for row in result.rows if row["artery"] == "CAC")
         title = f"{name}: {total['map_hu_mm3']:.0f} HU x mm³ of calcium, what a generator takes out of the scan"
         turned, map_hu = scan.oriented(grid, result.map)
-        pictures.twins(out / f"{name}_twin.png", turned.hu, map_hu, spacing_mm=scan.spacing_mm(turned.affine), title=title)
+        pictures.twins(out / f"{name}_twin.png", turned.hu, map_hu, affine=turned.affine, title=title + whose(result.scan))
 
 
 def caption(name, result):
@@ -67,6 +68,14 @@ def caption(name, result):
     first = result.rows[0] if result.rows else {"rule": result.record["rules"][0]["name"], "threshold_hu": result.record["threshold"]["hu"]}
     least = first["threshold_hu"]
     return f"{text}; scored by rule {first['rule']} {f'from {least:.0f} HU' if least > LEAST_HU else 'at any HU'}"
+
+
+def whose(image):
+    """A second line over a picture: patient and series, where the file has them."""
+    header = image.acquisition
+    told = {"patient": header.patient_id, "series": header.description or header.series_uid}
+    text = ", ".join(f"{word} {value}" for word, value in told.items() if value)
+    return text and f"\n{text}"
 
 
 def draw_heart(structures, image, threshold, out, name):
@@ -94,7 +103,7 @@ def draw_structures(path, turned, structures, box, *, threshold_hu, title):
         sides = [mm for other, mm in enumerate(spacing_mm) if other != axis]
         image, marks, outline = cut if axis == 0 else (each[::-1] for each in cut)
         for panel in (upper, lower):
-            pictures.draw(panel, image, sides, window, ("axial", "coronal", "sagittal")[axis], "AP" if axis == 2 else "RL")
+            pictures.draw(panel, image, sides, window, ("axial", "coronal", "sagittal")[axis], ("RLAP", "RLHF", "APHF")[axis])
         pictures.mark(lower, marks, pictures.COLOURS)
         pictures.mark(lower, outline, ("white",))
     found = [number for number in np.unique(structures) if number]

@@ -7,6 +7,8 @@ from cacjax.files import scan
 from cacjax.kernels import rules
 from cacjax.scoring import threshold
 
+LEAST_ENHANCED_HU = 160.0  # a scan threshold above it is one of enhanced blood, not of another tube voltage
+
 
 def make_rows(rule, totals, category=None, map_hu=None):
     """Scores by a rule as rows, one dict per artery or region. Only coronary calcium as a whole has a risk category, a name.
@@ -25,13 +27,12 @@ def make_rows(rule, totals, category=None, map_hu=None):
 
 
 def lesions_by_class(found, affine, names):
-    """Every lesion of tables stacked by class, which have these names, largest first within a class: a list of dicts, see
-    `list_lesions`."""
+    """Every lesion of tables stacked by class, which have these names, largest first: a list of dicts, see `list_lesions`, each with its
+    number, from 1, which pictures show."""
     listed = []
-    for number, name in enumerate(names):
-        entries = list_lesions(jax.tree.map(lambda field, k=number: field[k], found), affine)
-        listed += [{"artery": name, **lesion} for lesion in sorted(entries, key=lambda lesion: -lesion["n_voxels"])]
-    return listed
+    for k, name in enumerate(names):
+        listed += [{"artery": name, **lesion} for lesion in list_lesions(jax.tree.map(lambda field, k=k: field[k], found), affine)]
+    return [{"number": n, **lesion} for n, lesion in enumerate(sorted(listed, key=lambda lesion: -lesion["n_voxels"]), 1)]
 
 
 def list_lesions(found, affine):
@@ -65,6 +66,8 @@ def flags_of(limit, asked, used, image):
     if image.acquisition.contrast and limit["from"] == "assumed non-contrast":
         words = "the header names a contrast agent, but no scan threshold was given: enhanced blood may count as calcium"
         notes["contrast_agent"] = [words]
+    if limit["hu"] > LEAST_ENHANCED_HU:
+        notes["enhanced"] = [f"scored from {limit['hu']:.0f} HU, above enhanced blood: does not compare with scores of non-contrast CT"]
     for name, rule in used.items():
         usual, least = asked[name], counts_from(limit, rule)
         # Of regions the mask itself starts where the rule does.
