@@ -205,9 +205,9 @@ def test_windows_cover_everything_and_their_mean_is_the_network():
     arguments = hu, jnp.array(shape), jnp.array(firsts), jnp.int32(len(firsts))
     sums = windows.add_up(network, (), *arguments, window=window, classes=2, traced=False)
     inside = tuple(slice(0, n) for n in shape)
-    times = np.asarray(sums.sum(-1))[inside].round()
-    assert times.min() >= 1
-    np.testing.assert_allclose(np.asarray(sums)[inside][..., 0] / times, np.asarray(hu)[inside], atol=1e-5)
+    weight = np.asarray(sums.sum(-1))[inside]
+    assert weight.min() > 0
+    np.testing.assert_allclose(np.asarray(sums)[inside][..., 0] / weight, np.asarray(hu)[inside], atol=1e-4)
 
 
 def test_what_cannot_be_seen_or_configured_is_refused(small):

@@ -13,7 +13,7 @@ import numpy as np
 from cacjax.classes import CALCIUM_HU, CORONARY
 from cacjax.evaluation import agreement, metrics
 from cacjax.experiments import commands
-from cacjax.experiments.commands import Network
+from cacjax.experiments.commands import Network, Size
 from cacjax.files import manifest, scan
 from cacjax.kernels import grids, lesions, scores
 from cacjax.report import pictures, tables
@@ -58,15 +58,6 @@ class Experiment(NamedTuple):
     columns: tuple[Column, ...]
 
 
-class Size(NamedTuple):
-    """How large: the word of the config, the grid of the scans (voxels; mm), how many of them."""
-
-    words: tuple[str, ...]
-    shape: tuple[int, int, int]
-    scans: int
-    spacing_mm: tuple[float, float, float]
-
-
 SIZES = {
     "tiny": Size(("tiny",), (48, 144, 144), 40, (3.0, 1.0, 1.0)),
     "small": Size(("small",), (48, 144, 144), 100, (3.0, 1.0, 1.0)),
@@ -100,13 +91,18 @@ _WHOLE = (
     *(Column("CAC-Net", "cacnet", name, dict(zip(("agatston_icc", "volume_icc"), iccs))) for name, iccs in _ARTERIES.items()),
     Column(CONTROL, ""),
 )
+_PARTS = ("unet3d", "udensenet")
+
+
+def _ablations(forms):
+    return tuple(Column(_TABLE4[form][0], form, "CAC", dict(zip(_PRINTED4, _TABLE4[form][1]))) for form in forms)
+
+
 EXPERIMENTS = {
     "cacnet-table1": Experiment(_networks(("cacnet",)), _WHOLE),
     "cacnet-table2": Experiment(_networks(("cacnet",)), _WHOLE),  # the same networks: of Table 2 are the columns of ICC
-    "cacnet-table4": Experiment(
-        _networks(_TABLE4),
-        (*(Column(title, form, "CAC", dict(zip(_PRINTED4, row))) for form, (title, row) in _TABLE4.items()), Column(CONTROL, "")),
-    ),
+    "cacnet-table4": Experiment(_networks(_TABLE4), (*_ablations(_TABLE4), Column(CONTROL, ""))),
+    "cacnet-parts": Experiment(_networks((*_PARTS, "cacnet")), (*_ablations(_PARTS), *_WHOLE)),  # the whole beside its two halves
 }
 
 
@@ -161,7 +157,8 @@ def test(experiment, size, test_folder, folder, scans) -> None:
             there = [row for row in rows if row.cells["split"] == fold and (folder / "scores" / form / fold / f"{row.name}.json").exists()]
             if there:
                 evaluate(there, form, fold, folder)
-    tables.write_json(folder / "controls.json", controls(rows))
+    folds = {name.split("/")[1] for name in experiment.networks}
+    tables.write_json(folder / "controls.json", controls([row for row in rows if row.cells["split"] in folds]))
 
 
 def evaluate(rows, form, fold, folder) -> None:
@@ -185,7 +182,7 @@ def controls(rows) -> dict:
         spacing_mm = scan.spacing_mm(image.affine)
         pads = [(grids.pad(mask, fill=False), grids.pad(image.hu, fill=grids.NO_HU)) for mask in (hit, real)]
         agatston = [float(scores.score(*pad, spacing_mm, RULE).agatston[0]) for pad in pads]
-        counts = {"voxels": metrics.count_voxels(hit, real), "lesions": metrics.count_lesions(*numbered)[0]}
+        counts = {"voxels": tuple(metrics.count_voxels(hit, real)), "lesions": tuple(metrics.count_lesions(*numbered)[0])}
         mm3 = [float(mask.sum() * np.prod(spacing_mm)) for mask in (real, hit)]
         found[row.name] = {**counts, "agatston": agatston[::-1], "mm3": mm3, "right": 0}
     return found

@@ -22,6 +22,15 @@ class Network(NamedTuple):
     scoring: tuple[str, ...] = ()
 
 
+class Size(NamedTuple):
+    """How large an experiment is: words of its configs, the grid of its held-out scans (voxels; mm), how many scans or pairs of them."""
+
+    words: tuple[str, ...]
+    shape: tuple[int, int, int]
+    scans: int
+    spacing_mm: tuple[float, float, float]
+
+
 def train(networks, size, folder, seed) -> None:
     """Train every network of one seed in FOLDER/networks/NAME, each after those that it needs. size: has `words` of the configs."""
     trained, left = set(), {name: network for name, network in networks.items() if network.config}

@@ -7,7 +7,7 @@ import numpy as np
 
 from cacjax.evaluation import agreement
 from cacjax.experiments import commands
-from cacjax.experiments.commands import Network
+from cacjax.experiments.commands import Network, Size
 from cacjax.files import manifest, scan
 from cacjax.kernels import grids, scores
 from cacjax.report import pictures, tables
@@ -41,19 +41,10 @@ class Experiment(NamedTuple):
     columns: tuple[Column, ...]
 
 
-class Size(NamedTuple):
-    """How large: the word of the config, the grid of the held-out scans (voxels; mm), how many of them."""
-
-    words: tuple[str, ...]
-    shape: tuple[int, int, int]
-    scans: int = 100
-    spacing_mm: tuple[float, float, float] = (3.0, 0.66, 0.66)
-
-
 SIZES = {
-    "tiny": Size(("tiny",), (40, 182, 182), scans=25),
-    "small": Size(("small",), (48, 218, 218)),
-    "published": Size((), (48, 364, 364)),
+    "tiny": Size(("tiny",), (40, 182, 182), 25, (3.0, 0.66, 0.66)),
+    "small": Size(("small",), (48, 218, 218), 100, (3.0, 0.66, 0.66)),
+    "published": Size((), (48, 364, 364), 100, (3.0, 0.66, 0.66)),
 }
 EXPERIMENTS = {
     "ensemble-table1": Experiment(

@@ -3,7 +3,7 @@
     python -m cacjax.experiments uda-quick --out runs/quickstart                     the main job, minutes on a laptop
     python -m cacjax.experiments uda-table2 --size tiny --seeds 3 --out runs/table2  Zhai 2022, Table 2, and further arms
     python -m cacjax.experiments ensemble-table1 --size small --out runs/table1      Gogin 2021, Table 1
-    python -m cacjax.experiments cacnet-table1 --size small --out runs/cacnet        Zhang 2018, Tables 1 and 2; cacnet-table4: ablations
+    python -m cacjax.experiments cacnet-table1 --size small --out runs/cacnet        Zhang 2018, Tables 1 and 2; cacnet-parts: ablations
     python -m cacjax.experiments cyclegan-pairs --size small --out runs/pairs        van Velzen 2022, Tables 3 and 4, with controls
     python -m cacjax.experiments ensemble-cells --size small --out runs/cells        what its cells keep of calcium and of noise
 

@@ -30,20 +30,23 @@ class CACNet(nn.Module):
     order: str = "bn_conv_relu"
     flat: int = 0
     remat: bool = False
+    first_bias: float = 0.0
+    norm: str = "group"
 
     @nn.compact
     def __call__(self, x, train: bool = False):
         if self.form not in FORMS:
             raise ValueError(f"form must be one of {', '.join(FORMS)}, got {self.form!r}")
         check_sides(x, [pool_of(level, 3, self.flat) for level in range(LEVELS - 1)])
+        first_bias = (self.first_bias, *[0.0] * (CLASSES - 1))
         if self.form in ("cacnet", "udensenet", "twofold"):
             x = self._by_slice(x, train)
         if self.form == "udensenet":
-            return (Pointwise(CLASSES, bias=0.0)(x),)
-        more = {"dropout": self.dropout, "remat": self.remat}
+            return (Pointwise(CLASSES, bias=first_bias)(x),)
+        more = {"dropout": self.dropout, "remat": self.remat, "flat": self.flat, "first_bias": first_bias, "name": "volume"}
         if self.form == "fcn3d":
-            return (Encoder(self.width, flat=self.flat, **more, name="volume")(x, train),)
-        return UNet(self.width, LEVELS, CLASSES, heads=LEVELS - 2, flat=self.flat, **more, **ZHANG, name="volume")(x, train)
+            return (Encoder(self.width, **more)(x, train),)
+        return UNet(self.width, LEVELS, CLASSES, heads=LEVELS - 2, **more, **ZHANG | {"norm": self.norm})(x, train)
 
     def _by_slice(self, x, train):
         """Features [b, z, y, x, 12 growth] of each slice."""
@@ -68,6 +71,7 @@ class Encoder(nn.Module):
     dropout: float = 0.5
     flat: int = 0
     remat: bool = False
+    first_bias: float | tuple[float, ...] = 0.0
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -76,7 +80,7 @@ class Encoder(nn.Module):
         pools = [pool_of(level, 3, self.flat) for level in range(LEVELS - 1)]
         for level in range(LEVELS):
             x = kind(self.width * 2**level, *style, name=f"Block_{level}")(halved(x, pools[level - 1]) if level else x, train)
-        return enlarged(Pointwise(CLASSES, bias=0.0)(x), [2 ** sum(n == 2 for n in along) for along in zip(*pools)])
+        return enlarged(Pointwise(CLASSES, bias=self.first_bias)(x), [2 ** sum(n == 2 for n in along) for along in zip(*pools)])
 
 
 def sides(flat=0):

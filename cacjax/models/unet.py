@@ -34,7 +34,7 @@ class UNet(nn.Module):
     outputs: int = 1
     residual: bool = True
     heads: int = 0
-    first_bias: float = 0.0
+    first_bias: float | tuple[float, ...] = 0.0
     norm: str = "batch"
     activation: str = "elu"
     finer: str = "nearest"
@@ -125,12 +125,12 @@ class Pointwise(nn.Module):
     """A product with a matrix of channels; with a bias where its first value is given."""
 
     features: int
-    bias: float | None = None
+    bias: float | tuple[float, ...] | None = None
 
     @nn.compact
     def __call__(self, x):
         x = x @ self.param("kernel", conv.he, (x.shape[-1], self.features))
-        return x if self.bias is None else x + self.param("bias", nn.initializers.constant(self.bias), (self.features,))
+        return x if self.bias is None else x + self.param("bias", nn.initializers.constant(jnp.asarray(self.bias)), (self.features,))
 
 
 class Normalisation(nn.Module):

@@ -67,24 +67,26 @@ class UDenseNet(nn.Module):
 
 
 class Submodule(nn.Sequential):
-    """Twice a 3D convolution, group normalisation, rectifier."""
+    """Twice a 3D convolution, normalisation by "group" or "batch", rectifier."""
 
-    def __init__(self, before: int, features: int):
+    def __init__(self, before: int, features: int, norm: str):
         layers = []
         for n in (before, features):
-            layers += [nn.Conv3d(n, features, 3, padding=1, bias=False), nn.GroupNorm(min(8, features), features), nn.ReLU()]
+            normal = nn.GroupNorm(min(8, features), features) if norm == "group" else nn.BatchNorm3d(features)
+            layers += [nn.Conv3d(n, features, 3, padding=1, bias=False), normal, nn.ReLU()]
         super().__init__(*layers)
 
 
 class UNet(nn.Module):
     """3D U-Net: logits of five heads, the finest first, each of its own level; the first `flat` poolings keep z."""
 
-    def __init__(self, before: int, width: int, flat: int = 0):
+    def __init__(self, before: int, width: int, flat: int = 0, norm: str = "group"):
         super().__init__()
+        self.norm = norm
         widths = [width * 2**level for level in range(LEVELS)]
         self.pools = [(1 if level < flat else 2, 2, 2) for level in range(LEVELS - 1)]
-        self.down = nn.ModuleList(Submodule(n, w) for n, w in zip([before, *widths], widths))
-        self.up = nn.ModuleList(Submodule(3 * w, w) for w in widths[:-1])
+        self.down = nn.ModuleList(Submodule(n, w, norm) for n, w in zip([before, *widths], widths))
+        self.up = nn.ModuleList(Submodule(3 * w, w, norm) for w in widths[:-1])
         self.head = nn.ModuleList(nn.Conv3d(w, CLASSES, 1) for w in widths[:-1])
 
     def forward(self, x):
@@ -102,10 +104,10 @@ class UNet(nn.Module):
 class CACNet(nn.Module):
     """Logits of five heads of [b, 1, z, y, x]."""
 
-    def __init__(self, form: str = "cacnet", growth: int = 16, width: int = 16, flat: int = 0):
+    def __init__(self, form: str = "cacnet", growth: int = 16, width: int = 16, flat: int = 0, norm: str = "group"):
         super().__init__()
         self.slices = UDenseNet(growth) if form == "cacnet" else None
-        self.volume = UNet(12 * growth if self.slices else 1, width, flat)
+        self.volume = UNet(12 * growth if self.slices else 1, width, flat, norm)
 
     def forward(self, x):
         """The 2D network on every slice, the 3D one on what it gives."""
@@ -172,7 +174,7 @@ class Learner:
         return loss.detach(), overlaps
 
 
-def names(slices: bool):
+def names(slices: bool, norm: str):
     """Pairs of where a parameter or running statistic stands in ours, and its name in PyTorch."""
     if slices:
         yield from ((f"slices/stem_{size}", f"slices.stem.{i}.weight") for i, size in enumerate(STEM))
@@ -196,7 +198,10 @@ def names(slices: bool):
         theirs = f"volume.down.{i}" if i < LEVELS else f"volume.up.{2 * (LEVELS - 1) - i}"
         for half in (0, 1):
             yield f"volume/Block_{i}/Kernel3_{half}/kernel", f"{theirs}.{3 * half}.weight"
-            yield from of_norm(f"volume/Block_{i}/GroupNormalisation_{half}", f"{theirs}.{3 * half + 1}", ("scale", "bias"))
+            if norm == "group":
+                yield from of_norm(f"volume/Block_{i}/GroupNormalisation_{half}", f"{theirs}.{3 * half + 1}", ("scale", "bias"))
+            else:
+                yield from of_norm(f"volume/Block_{i}/Normalisation_{half}", f"{theirs}.{3 * half + 1}")
     for i in range(LEVELS - 1):
         yield from ((f"volume/Pointwise_{i}/{a}", f"volume.head.{LEVELS - 2 - i}.{b}") for a, b in (("kernel", "weight"), ("bias", "bias")))
 
@@ -211,7 +216,7 @@ def state_dict(params, network) -> dict:
     """Our parameters as PyTorch's; running statistics are left out."""
     flat = {"/".join(key.key for key in path): np.asarray(value) for path, value in jax.tree_util.tree_leaves_with_path(params)}
     like = network.state_dict()
-    pairs = [(ours, theirs) for ours, theirs in names(network.slices is not None) if "running" not in theirs]
+    pairs = [(ours, theirs) for ours, theirs in names(network.slices is not None, network.volume.norm) if "running" not in theirs]
     assert {ours for ours, _ in pairs} == set(flat) and {theirs for _, theirs in pairs} == dict(network.named_parameters()).keys()
     turned = {
         theirs: flat[ours].transpose(-1, -2, *range(flat[ours].ndim - 2)) if flat[ours].ndim > 1 else flat[ours] for ours, theirs in pairs
@@ -222,7 +227,7 @@ def state_dict(params, network) -> dict:
 def ours_of(network) -> dict:
     """A network's parameters and running statistics as {"volume/Block_0/Kernel3_0/kernel": array, ..} in our arrangement."""
     state, out = {name: value.cpu().numpy() for name, value in network.state_dict().items()}, {}
-    for ours, theirs in names(network.slices is not None):
+    for ours, theirs in names(network.slices is not None, network.volume.norm):
         value = state[theirs]
         if value.ndim > 1:
             value = value.transpose(*range(2, value.ndim), 1, 0)

@@ -12,7 +12,7 @@ import numpy as np
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 STEPS, SHAPE, KEPT = 2, (2, 4, 32, 32), 24
-MODEL = {"growth": 2, "width": 4, "flat": 3}
+MODEL = {"growth": 2, "width": 4, "flat": 3, "norm": "group"}
 RATE = {"peak": 1e-2, "last": 1e-3}
 DECAY = 1e-2
 FORMS = ("cacnet", "unet3d")
