@@ -84,3 +84,6 @@ def test_tables_by_hand(bench):
     assert table.race([row]).splitlines()[2] == "| w | c | 500 ms | 2.00x | - | 3 s | 25 % |"
     row = {"case": "m", "connectivity": 8, "ours_ms": 2.0, "cc3d_ms": 3.0, "scipy_ms": 8.0, "table_ms": 4.0, "cc3d_table_ms": 1.0}
     assert table.labelling([row]).splitlines()[2] == "| m | 8 | 2.0 | 1.50x | 4.0x | 4.0 | 0.25x |"
+    row = {"work": "grow", "shape": "80x208x208"} | dict(zip(("lines", "trace_s", "compile_s", "warm_ms"), (10, 0.5, 2.0, 3.0)))
+    row |= {f"before_{name}": 2 * row[name] for name in ("lines", "trace_s", "compile_s", "warm_ms")}
+    assert bench("compile_cases").shown(row) == ("grow", "80x208x208", "10 (20)", "0.50 (1.00)", "2.0 (4.0)", "3.0 (6.0)")
