@@ -15,6 +15,7 @@ RACES = {  # rows of README's table of speed: what it says, and of which result,
     "UDA block, 20 + 1 updates": ("race_cpu", "UDA block", "20 + 1 updates"),
     "whole-scan detection, CCTA 200x512x512, against dense": ("race_cpu", "whole-scan detection", "CCTA 200x512x512, against dense"),
     "ensemble step, 5 members": ("ensemble_cpu", "five members, small", "5 x 2 volumes 40 x 40 x 40, width 8"),
+    "CAC-Net joint step, small": ("cacnet_cpu", "joint step, small", "1 x 16 x 96 x 96, growth 4, width 4"),
     "calcium CycleGAN step, published": ("cyclegan_cpu", "step, published", "2 x 2 slices 224 x 224, width 64"),
 }
 FULL = ("full method", True)  # of the paper's Table 2, with reduction of false positives

@@ -77,24 +77,13 @@ def _look(model, slab, params, hu, chunk, work, first, last, rows):
     capacity = rows.shape[0] // model.planes
     outer = jnp.pad(hu, slab // 2, constant_values=AIR_HU)
 
-    def one_kind(kind, rows):
-        own = {
-            "params": {
-                "subnets_0": jax.tree.map(
-                    lambda leaf: lax.dynamic_index_in_dim(leaf, kind, keepdims=False, allow_negative_indices=False), weights
-                )
-            }
-        }
-        # A loop per form: inside a conditional the rows would be copied for every rectangle.
-        for index, form in enumerate(rectangles.forms(model, hu.shape)):
-            rows = one_form(own, kind, index * KINDS + kind, rows, form)
-        return rows
-
-    def one_form(own, kind, number, rows, form):
-        start, stop = jnp.clip(lax.dynamic_slice_in_dim(work.bounds, number, 2, allow_negative_indices=False), first, last)
+    def one_kind(number, rows, form):
+        start, stop = (jnp.clip(bound, first, last) for bound in (work.bounds[number], work.bounds[number + 1]))
+        kind = number % KINDS
+        own = {"params": {"subnets_0": jax.tree.map(lambda leaf: leaf[kind], weights)}}
 
         def some(i, rows):
-            item = (jnp.minimum(start + i * at_once + jnp.arange(at_once), stop - 1)).astype(jnp.uint32)
+            item = jnp.minimum(start + i * at_once + jnp.arange(at_once), stop - 1)
             cut = functools.partial(rectangles.cut, outer, chunk, kind, form[:2], margin(model.dilations), slab)
             planes, rank = jax.vmap(cut)(work.position[item], work.row[item], work.column[item])
             features, rank = (_singly if form.most else _wholly)(model, own, normalise(planes), rank, form)
@@ -102,27 +91,23 @@ def _look(model, slab, params, hu, chunk, work, first, last, rows):
 
         return lax.fori_loop(0, -(-(stop - start) // at_once), some, rows)
 
-    return lax.fori_loop(0, KINDS, one_kind, rows)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 3, 4))
-def _layers(model, own, x, method, start):
-    """Some layers of the first subnet. What forms have in common is lowered once."""
-    return model.apply(own, x, 0, start, method=method)
+    # A loop per form: inside a conditional the rows would be copied for every rectangle.
+    for index, form in enumerate(rectangles.forms(model, hu.shape)):
+        rows = lax.fori_loop(index * KINDS, (index + 1) * KINDS, functools.partial(one_kind, form=form), rows)
+    return rows
 
 
 def _wholly(model, own, planes, rank, form):
     """(features, rank) of every pixel of rectangles."""
     del form
-    start = doubling(model.dilations)
-    features = _layers(model, own, _layers(model, own, planes, "early", start), "rest", start)
+    features = model.apply(own, planes, 0, method="plane")
     return features.reshape(-1, features.shape[-1]), rank.ravel()
 
 
 def _singly(model, own, planes, rank, form):
     """(features, rank) of the wanted pixels of rectangles, at most `form.most` of each."""
     start = doubling(model.dilations)
-    maps = _layers(model, own, planes, "early", start)
+    maps = model.apply(own, planes, 0, start, method="early")
     side = 2 * margin(model.dilations[start:]) + 1
 
     def of_one(maps, rank):
@@ -132,7 +117,7 @@ def _singly(model, own, planes, rank, form):
         def one(i, features):
             corner = pixels[i] // form.width, pixels[i] % form.width, 0
             window = lax.dynamic_slice(maps, corner, (side, side, maps.shape[-1]))
-            return features.at[i].set(_layers(model, own, window[None], "late", start)[0])
+            return features.at[i].set(model.apply(own, window[None], 0, start, method="late")[0])
 
         features = lax.fori_loop(0, (flat != NONE).sum(), one, jnp.zeros((form.most, model.width), maps.dtype))
         return features, jnp.where(pixels < flat.size, flat[pixels], NONE)

@@ -142,20 +142,12 @@ def cut(outer, chunk, kind, size, m, slab, position, row, column):
 
     outer: the volume with slab // 2 voxels of air around it.
     """
-    plane, rank = _turned_plane(outer, chunk, kind, m, slab, position)
-    height, width = size
-    plane = lax.dynamic_slice(plane, (row, column, 0), (height + 2 * m, width + 2 * m, slab), allow_negative_indices=False)
-    return plane, lax.dynamic_slice(rank, (row, column), (height, width), allow_negative_indices=False)
-
-
-@functools.partial(jax.jit, static_argnums=(3, 4))
-def _turned_plane(outer, chunk, kind, m, slab, position):
-    """(HU, ranks) of a whole plane, as `cut` has them; lowered once for all forms."""
     half = slab // 2
     longest = max(outer.shape) - 2 * half
+    height, width = size
 
     def of(orientation):
-        plane = jnp.moveaxis(lax.dynamic_slice_in_dim(outer, position, slab, orientation, allow_negative_indices=False), orientation, -1)
+        plane = jnp.moveaxis(lax.dynamic_slice_in_dim(outer, position, slab, orientation), orientation, -1)
         plane = plane[half : plane.shape[0] - half, half : plane.shape[1] - half]
         rank = rank_in_plane(chunk, position, orientation)[: plane.shape[0], : plane.shape[1]]
         more = [longest - n for n in rank.shape]
@@ -163,7 +155,9 @@ def _turned_plane(outer, chunk, kind, m, slab, position):
         return plane, jnp.pad(rank, [(0, more[0]), (0, more[1])], constant_values=NONE)
 
     plane, rank = lax.switch(kind % 3, [functools.partial(of, orientation) for orientation in range(3)])
-    return jnp.where(kind < 3, plane, plane.swapaxes(0, 1)), jnp.where(kind < 3, rank, rank.T)
+    plane, rank = jnp.where(kind < 3, plane, plane.swapaxes(0, 1)), jnp.where(kind < 3, rank, rank.T)
+    plane = lax.dynamic_slice(plane, (row, column, 0), (height + 2 * m, width + 2 * m, slab))
+    return plane, lax.dynamic_slice(rank, (row, column), (height, width))
 
 
 def rank_in_plane(chunk, position, orientation):

@@ -137,13 +137,13 @@ class Dilated(nn.Module):
         self.auxiliary = [AuxiliaryHead(self.classes, self.dropout) for _ in range(self.planes)]
         self.classifier = Classifier(self.hidden, self.classes, self.main_dropout)
 
+    def plane(self, x, index: int):
+        """Features of one orientation: [b, h, w, slab] -> [b, h - 2m, w - 2m, width]."""
+        return self.subnets[index](x)
+
     def early(self, x, index: int, stop: int):
         """What layer `stop` of one orientation sees: [b, h, w, slab] -> [b, h', w', width]."""
         return self.subnets[index](x, 0, stop)
-
-    def rest(self, x, index: int, start: int):
-        """Features of what layer `start` of one orientation sees: `plane` goes on from `early`."""
-        return self.subnets[index](x, start)
 
     def late(self, windows, index: int, start: int):
         """Features [b, width] of the middle of windows [b, n, n, width] of what layer `start` sees, n = 2 * margin(rest) + 1."""

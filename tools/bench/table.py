@@ -127,6 +127,7 @@ def pages(results) -> dict:
             "compile_cpu.json", lambda rows: markdown(compile_cases.SHOWN, map(compile_cases.shown, rows)), compile_cases.CAPTION
         )
     speed += section("ensemble_cpu.json", race, words.ENSEMBLE_RACE)
+    speed += section("cacnet_cpu.json", race, words.CACNET_RACE)
     speed += section("cyclegan_cpu.json", race, words.CYCLEGAN_RACE)
     table1, cells = (results[f"ensemble_{name}.json"] for name in ("table1", "cells"))
     ensembles = [words.ENSEMBLE.format(experiment_source(table1)), experiment_table(ensemble_table, table1), words.ENSEMBLE_CELLS]

@@ -22,6 +22,10 @@ ENSEMBLE_RACE = """## The five-U-Net ensemble against PyTorch
 A training step of five members, each with its own two volumes, against five networks of PyTorch (`tools/bench/ensemble_torch.py`), eager
 and tuned (channels last, `torch.compile`), and one member of the published size.
 """
+CACNET_RACE = """## CAC-Net against PyTorch
+
+A joint training step of the size `small` by the published loss (`tools/bench/cacnet_torch.py`), on one thread, other work on the second.
+"""
 CYCLEGAN_RACE = """## Calcium CycleGAN against PyTorch
 
 A training step of both generators and both discriminators, all terms of the loss (`tools/bench/cyclegan_torch.py`), on one thread, other
