@@ -72,6 +72,13 @@ def test_calcium_cyclegan():
     assert said[4].startswith(told) and ours["seeds"] == 1
 
 
+def test_cacnet():
+    ours = row("cacnet_parts", network="CAC-Net", **{"calcium of": "CAC"})
+    said = cells("CAC-Net: 2D U-DenseNet")
+    assert said[3] == f"F1 by volume {short(ours['published_volume_f1'], 3)}, ICC of Agatston {short(ours['published_agatston_icc'], 3)}"
+    assert said[4].startswith(f"{short(ours['volume_f1'])}, {short(ours['agatston_icc'])} at size `small`, one fold of five")
+
+
 def test_ensemble():
     ours = row("ensemble_table1", trained_on="J1 + J2 + AD", networks="ensemble")
     said = cells("five-U-Net ensemble")
