@@ -120,7 +120,7 @@ def test_qrm_phantom_reproduces_published_scores(tmp_path, capsys):
     assert (rows[0]["threshold_hu"], rows[0]["kvp"], rows[0]["kernel"]) == ("130.0", "120.0", "FC12")
     assert rows[0]["spacing_mm"] == "3 x 0.488 x 0.488" and rows[0]["series"].endswith(".786246") and rows[0]["reason"] == ""
     assert_shown_as_scored(out, "dicom", rule="default")
-    assert [lesion["n_voxels"] for lesion in record["lesions"]] == [423, 115, 13, 303, 82, 234, 48]
+    assert [lesion["n_voxels"] for lesion in record["lesions"]] == [423, 303, 234, 115, 82, 48, 13], "largest first"
     mask = sitk.GetArrayFromImage(sitk.ReadImage(str(out / "dicom_mask.nii.gz")))
     assert (mask == 3).sum() == 23, "what is found goes on being written, too"
 
