@@ -318,6 +318,26 @@ def test_thin_tall_and_odd_scans_are_scored(shape, spacing_mm):
     np.testing.assert_array_equal(everything.mask, np.where(hu >= 130, 7, 0))
 
 
+def random_grid(random):
+    """(shape, spacing in mm) of a scan: thin, tall or neither, any side, increments of .3 to 5 mm, pixels of .3 to 3 mm."""
+    slices = random.choice([random.integers(1, 10), random.integers(10, 65), random.integers(300, 401)], p=(0.3, 0.6, 0.1))
+    sides = random.integers(1, 97 if slices > 64 else 193, 2)
+    pixel_mm = np.exp(random.uniform(np.log(0.3), np.log(3.0)))
+    return (int(slices), *map(int, sides)), (float(np.exp(random.uniform(np.log(0.3), np.log(5.0)))), pixel_mm, pixel_mm)
+
+
+def test_random_shapes_are_scored():
+    """Where every cell is calcium, what reaches 130 HU is the answer, whatever the grid: `CACJAX_SHAPES=500 pytest -k random_shapes`."""
+    for case in range(int(os.environ.get("CACJAX_SHAPES", "2"))):
+        random = np.random.default_rng([19, case])
+        shape, spacing_mm = random_grid(random)
+        hu = random.normal(60, 60, shape).round()
+        found = cells.plan(shape, spacing_mm, (2.5, 3.0))
+        scored = one_scan.score(scan_of(hu, spacing_mm), detector=run_of(np.ones((5, *found.shape))))
+        np.testing.assert_array_equal(scored.mask, np.where(hu >= 130, 7, 0), err_msg=f"{shape}, {spacing_mm} mm")
+        assert np.isfinite(scored.rows[0]["agatston"]), (shape, spacing_mm)
+
+
 def test_what_is_no_chest_is_refused():
     detector = run_of(VOTES).task.detector
     with pytest.raises(ScanError, match="at most 8388608 cells, got 1200 x 1000 x 1000 mm") as refused:
