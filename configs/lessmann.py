@@ -9,6 +9,7 @@ Variants:  lessmann.py:tiny        one orientation, 16 channels, trained on whol
            lessmann.py:tiny,tone   the same with random tone curves as augmentation, which alone carries over to CCTA
            lessmann.py:tiny,three  the same with three orientations, as published: about three times as long
            lessmann.py:tone        published size with tone curves
+           lessmann.py:rtp         on scans for radiotherapy planning, four of five with calcium; also tiny,rtp
 Differs:   the data; a lesion counts if half of it is in the heart, where one voxel would keep ribs; no averaging over orientations and
            none of the ancestor's rules for small lesions. `tiny` learns from every voxel of axial maps of three slices, weighted,
            without deep supervision
@@ -20,10 +21,10 @@ from configs import phantom_data
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the published settings; `variant` is "" or words with commas between: tiny, tone, three (which is published anyway)."""
+    """Return the published settings; `variant` is "" or words with commas between: tiny, tone, rtp, three (which is published anyway)."""
     words = set(filter(None, variant.split(",")))
-    if words - {"tiny", "tone", "three"}:
-        raise ValueError(f"unknown variant {variant!r}: expected words among tiny, tone, three with commas between")
+    if words - {"tiny", "tone", "three", "rtp"}:
+        raise ValueError(f"unknown variant {variant!r}: expected words among tiny, tone, three, rtp with commas between")
     config = ConfigDict({"task": "lessmann", "seed": 0})
     config.stages = ConfigDict()  # none before it
     config.steps = 35_000  # 700 epochs x 5 x 10 minibatches
@@ -63,6 +64,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.scoring.view = "none"  # or "contrast_removed": how the detector sees enhanced scans (cacjax.kernels.view)
 
     config.data = phantom_data.get_config("tiny" if "tiny" in words else "")
+    if "rtp" in words:
+        config.data.splits.source_train.update({"protocol": "rtp", "calcified": 0.8})
     config.streams = ConfigDict()
     config.streams.source = ConfigDict()
     config.streams.source.split = "source_train"

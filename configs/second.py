@@ -11,6 +11,7 @@ Variants:  second.py:tiny        half the channels: minutes on a laptop
            second.py:tiny,tone   both stages trained with random tone curves
            second.py:tiny,three  a first stage of three orientations
            second.py:tone        published size with tone curves
+           second.py:rtp         both stages on scans for radiotherapy planning; also tiny,rtp
 Stages:    config.stages.first.workdir names the run of the first stage, of lessmann.py or uda.py; empty trains lessmann.py first, in
            WORKDIR/first. What it detects on the training scans is kept in WORKDIR/detected
 Differs:   L2 is a weight decay, half of what Lasagne's penalty comes to. Samples less than a voxel outside of a volume are interpolated

@@ -50,6 +50,26 @@ def test_a_lesion_of_a_map_adds_up_to_something():
     assert gated["map/lesions"]["total"] == 8 * 300
 
 
+def test_arteries_are_found_by_what_is_near_their_own_calcium():
+    hu, real, heart, seen = drawing()
+    real[3, 8:12, 12:14] = 200.0
+    lesions = [{"artery": "LAD", "centre_mm": (5.5, 9.5, 3.0)}, {"artery": "RCA", "centre_mm": (12.5, 9.5, 9.0)}]
+    lesions.append({"artery": "aorta", "centre_mm": (9.0, 9.5, 6.0)})
+    affine = np.array([[0, 0, 1, 0], [0, 1, 0, 0], [3, 0, 0, 0], [0, 0, 0, 1.0]])
+    arteries = maps.by_artery(real > 0, affine, lesions, MM)
+    assert arteries.keys() == {"LAD", "RCA"}
+    np.testing.assert_array_equal(arteries["LAD"][1].any(0).nonzero()[0], np.arange(2, 10))
+    assert not (arteries["LAD"] & arteries["RCA"]).any()
+    figures = maps.figures(
+        real * (np.arange(4) < 3)[:, None, None], hu=hu, real=real, heart=heart, spacing_mm=MM, seen=seen, arteries=arteries
+    )
+    assert figures["map/none"]["LAD"] is True and figures["map/none"]["RCA"] is False
+    assert maps.by_artery(real > 900, affine, lesions, MM) == {}
+    scans = [reading(1, true=1) | {"LAD": True, "RCA": False}, reading(1, true=1) | {"LAD": True}]
+    over = maps.over([scans], np.array([True]))
+    assert (over["LAD"], over["RCA"]) == (1.0, 0.0) and np.isnan(over["LCX"])
+
+
 def reading(mass, *, true, visible=True, near=1.0):
     return {"mass": mass, "total": mass, "near": near * mass, "removed": min(mass, true), "free_hu": 0.1, "visible": visible, "true": true}
 

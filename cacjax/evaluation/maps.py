@@ -2,11 +2,12 @@
 
 A map of the same anatomy in both scans reproduces well and measures nothing: what agrees is read beside what is true. Two scans of a
 patient are a pair of dicts: "mass" (HU x mm³), and of maps "total", "near", "removed", "free_hu" (see `figures`); "true", the true mass;
-"visible", whether calcium can be seen; where known "agatston" and "clinical", what a reader scores.
+"visible", whether calcium can be seen; where known "agatston" and "clinical", what a reader scores, and by ARTERIES whether calcium that
+can be seen there was found.
 """
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, spatial
 
 from cacjax.evaluation import agreement
 from cacjax.kernels import scores
@@ -16,13 +17,14 @@ LESION = 2400.0  # HU x mm³ of the least lesion of a map: 24 mm³ of 100 HU
 FLOOR_HU, SEES_HU = -10.0, (-50.0, 950.0)  # the rule of van Velzen 2022 for what is taken, and what its generator sees
 FALSE_POSITIVES = 0.14  # of scans without calcium, as published
 SCHEME = scores.SCHEMES["van_velzen"]
+ARTERIES = ("LAD", "LCX", "RCA")
 
 
-def figures(taken, *, hu, real, heart, spacing_mm, seen, kept=None) -> dict:
+def figures(taken, *, hu, real, heart, spacing_mm, seen, kept=None, arteries=None) -> dict:
     """{values/gate: {"mass", "near", "total", "removed", "free_hu"}} of a map in HU; masses in HU x mm³. kept: slices by the classifier;
-    gate "lesions": of these what adds up to `LESION` in 6-connected parts."""
+    gate "lesions": of these what adds up to `LESION` in 6-connected parts. arteries: {name: mask} as `found_in` wants them."""
     mm3, found = float(np.prod(spacing_mm)), {}
-    close = ndimage.distance_transform_edt(real <= TRACE_HU, sampling=spacing_mm) <= NEAR_MM if (real > TRACE_HU).any() else real > TRACE_HU
+    close = around(real > TRACE_HU, spacing_mm)
     twin = np.clip(hu, *SEES_HU) - taken
     wanted = {"none": True, "truth": seen[:, None, None]}
     if kept is not None:
@@ -34,7 +36,35 @@ def figures(taken, *, hu, real, heart, spacing_mm, seen, kept=None) -> dict:
             each = {"mass": total if values == "map" else mass_of(hu, gated > 0, spacing_mm)["mass"], "total": total}
             each |= {"near": float((gated * close).sum() * mm3), "removed": float(np.minimum(gated, real).sum() * mm3)}
             empty = ~seen[:, None, None] & heart
-            found[f"{values}/{gate}"] = each | {"free_hu": float(gated[empty].mean()) if empty.any() else 0.0}
+            each |= {"free_hu": float(gated[empty].mean()) if empty.any() else 0.0}
+            found[f"{values}/{gate}"] = each | found_in(arteries or {}, gated > 0)
+    return found
+
+
+def around(mask, spacing_mm):
+    """What lies within `NEAR_MM` of a mask."""
+    return ndimage.distance_transform_edt(~mask, sampling=spacing_mm) <= NEAR_MM if mask.any() else mask
+
+
+def found_in(arteries, mask) -> dict:
+    """{artery: whether anything of a mask is there} of {artery: mask of what is near calcium that can be seen in it}."""
+    return {artery: bool((mask & near).any()) for artery, near in arteries.items()}
+
+
+def by_artery(seen, affine, lesions, spacing_mm) -> dict:
+    """{artery: what is near calcium that can be seen, a mask, in it}, of those that have some; it is of the artery of the nearest of
+    `lesions`, dicts of "artery" and "centre_mm" (LPS). affine: array order to LPS."""
+    lesions = [each for each in lesions if each["artery"] in ARTERIES]
+    if not (seen.any() and lesions):
+        return {}
+    at, names = np.argwhere(seen), np.array([each["artery"] for each in lesions])
+    nearest = spatial.cKDTree([each["centre_mm"] for each in lesions]).query(at @ affine[:3, :3].T + affine[:3, 3])[1]
+    found = {}
+    for artery in ARTERIES:
+        mask = np.zeros(seen.shape, bool)
+        mask[tuple(at[names[nearest] == artery].T)] = True
+        if mask.any():
+            found[artery] = around(mask, spacing_mm)
     return found
 
 
@@ -63,6 +93,7 @@ def over(pairs, concordant) -> dict:
         found[name] = sums[name] / sums[of] if sums[of] > 0 else np.nan
     found["spearman"] = agreement.spearman(flat, true).value if np.ptp(flat) else np.nan
     found["pearson"] = float(np.corrcoef(flat, true)[0, 1]) if np.ptp(flat) and np.ptp(true) else np.nan
+    found |= {artery: share([each[artery] for each in scans if artery in each]) for artery in ARTERIES}
     return found | {"free_hu": float(np.mean([each.get("free_hu", np.nan) for each in scans]))} | categories(pairs)
 
 

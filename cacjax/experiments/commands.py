@@ -11,8 +11,8 @@ from typing import NamedTuple
 class Network(NamedTuple):
     """A training: a file of configs/ with its words, what is set in it, and the networks that its stages need, {stage: name}.
 
-    {scans} in a setting stands for the folder of the held-out scans. Without a config nothing is trained: it is the network that it needs
-    as "source". scoring: what `score` is told, beside.
+    sized: whether the words of the experiment's size go before its own. {scans} in a setting stands for the folder of the held-out scans.
+    Without a config nothing is trained: it is the network that it needs as "source". scoring: what `score` is told, beside.
     """
 
     config: str = ""
@@ -20,6 +20,7 @@ class Network(NamedTuple):
     settings: tuple[str, ...] = ()
     needs: dict[str, str] = {}  # noqa: RUF012
     scoring: tuple[str, ...] = ()
+    sized: bool = True
 
 
 class Size(NamedTuple):
@@ -43,7 +44,7 @@ def train(networks, size, folder, seed) -> None:
 
 def training(network, size, root, name, seed) -> list[str]:
     """The words after `python -m` that train a network."""
-    variant = ",".join((*size.words, *network.words))
+    variant = ",".join((*(size.words if network.sized else ()), *network.words))
     own = [setting.format(scans=root.parent.parent / "test") for setting in network.settings]
     settings = [f"seed={seed}", *own, *(f"stages.{stage}.workdir={root / needed}" for stage, needed in network.needs.items())]
     config = f"{network.config}:{variant}" if variant else network.config

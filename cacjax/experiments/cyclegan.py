@@ -27,12 +27,14 @@ MULTIPLE, BOOTSTRAPS = 1, 1000
 CALCIFIED = 0.8  # of the patients
 SMOOTH_PX = 2.0  # of the Gaussian of SMOOTH
 OBSERVER, TRUTH, SMOOTH = "observer, from 130 HU", "true map", "CT less its smoothed self, in the true heart"
+AUTOMATIC = "two-stage"  # CNN, from 130 HU
 GATES = {"none": "no gate", "classifier": "classifier", "lesions": "classifier, least lesion", "truth": "true slices"}
 MEASURES = {
     "difference": "rel. difference, concordant",
     "difference_own": "rel. difference, positive twice",
     "icc": "ICC",
     "sensitivity": "sensitivity",
+    **{artery: artery for artery in maps.ARTERIES},
     "false_positive_rate": "FP scans",
     "sensitivity_at": "sens. at .14 FP",
     "near": "map within 3 mm",
@@ -47,14 +49,15 @@ SHOWN = ("network", "calcium", "gate", *MEASURES.values())
 CAPTION = """Two scans of each of so many patients. Concordant: pairs with calcium from 130 HU in both scans, the same for every row;
 positive twice: by the row itself. In brackets: 95 % interval by bootstrap over the pairs; after it, the published figure. Map: sum of map
 values, without the -10 HU rule; CT: the paper's sum of CT values where there is a map, with it. Least lesion: connected parts of the map
-that add up to less than 2400 HU x mm³ do not count. Sensitivity: of scans in which calcium can be seen; at .14 FP: with the least mass
-that leaves so many scans without calcium positive. Map within 3 mm: share of its sum at true coronary calcium. Removed: share of the true
+that add up to less than 2400 HU x mm³ do not count. Sensitivity: of scans in which calcium can be seen; LAD, LCX, RCA: of the
+arteries in which it can, by anything within 3 mm of it; at .14 FP: with the least mass that leaves so many scans without calcium
+positive. Map within 3 mm: share of its sum at true coronary calcium. Removed: share of the true
 calcium. HU on free slices: mean of the map within the true heart. Kappa, same category: of both scans' risk categories by (adjusted)
 Agatston scores, scaled by one factor to the mean of the observer's."""
 
 
 class Column(NamedTuple):
-    """A row: what is read (a network's name, OBSERVER, TRUTH or SMOOTH), its values ("map", "CT"), the gate, published figures."""
+    """A row: what is read (a network's name or one of OBSERVER, TRUTH, SMOOTH), its values ("map", "CT"), the gate, published figures."""
 
     title: str
     values: str
@@ -74,8 +77,9 @@ SIZES = {
     "small": Size(("small",), (44, 144, 144), 160, (3.0, 1.0, 1.0)),
     "published": Size((), (44, 400, 400), 160, (3.0, 1.0, 1.0)),
 }
-_PUBLISHED = {"difference": 0.47, "icc": 0.85, "sensitivity": 0.83, "false_positive_rate": 0.14}
-_MANUAL = {"difference": 0.89, "sensitivity": 0.69}
+_PUBLISHED = {"difference": 0.47, "icc": 0.85, "sensitivity": 0.83, "false_positive_rate": 0.14, "LAD": 0.92, "LCX": 0.67, "RCA": 0.57}
+_MANUAL = {"difference": 0.89, "sensitivity": 0.69, "LAD": 0.85, "LCX": 0.58, "RCA": 0.36}
+_BY_CNN = {"difference": 1.14, "sensitivity": 0.67, "LAD": 0.77, "LCX": 0.58, "RCA": 0.32}
 _CONTROLS = (
     Column(OBSERVER, "CT", "none", _MANUAL),
     Column(TRUTH, "map", "truth"),
@@ -95,9 +99,10 @@ def _weights(identity, sparsity):
 
 
 _ONE = {"cyclegan": Network("cyclegan.py")}
+_TWO_STAGE = {AUTOMATIC: Network("second.py", ("tiny", "rtp"), sized=False)}
 _SWEEP = {f"alpha {a:g}, beta {b:g}": (a, b) for a, b in ((1, 0.001), (3, 0.001), (30, 0.001), (10, 0.1), (10, 1.0))}
 EXPERIMENTS = {
-    "cyclegan-pairs": Experiment(_ONE, (*_rows(("cyclegan",)), *_CONTROLS)),
+    "cyclegan-pairs": Experiment(_ONE | _TWO_STAGE, (*_rows(("cyclegan",)), Column(AUTOMATIC, "CT", "none", _BY_CNN), *_CONTROLS)),
     "cyclegan-removal": Experiment(
         _ONE | {"removal": Network("cyclegan.py", ("removal",), (), {"slices": "cyclegan/slices"})},
         (*_rows(("cyclegan", "removal")), *_CONTROLS),
@@ -115,9 +120,10 @@ WIDE = ", whole slices"  # of a network's name: without its heart
 
 
 def of_size(experiment, size) -> Experiment:
-    """The experiment at a size: the same."""
-    del size
-    return experiment
+    """The experiment at a size: at the published one the two-stage CNN is the published, too."""
+    if size.words or AUTOMATIC not in experiment.networks:
+        return experiment
+    return experiment._replace(networks=experiment.networks | {AUTOMATIC: Network("second.py", ("rtp",), sized=False)})
 
 
 def identity(column) -> dict:
@@ -154,6 +160,10 @@ def test(experiment, size, test_folder, folder, scans) -> None:
     score, wide = ["cacjax.score", *paths, "--resume", "--no-pictures"], any(c.title.endswith(WIDE) for c in experiment.columns)
     for name in experiment.networks:
         own = [*score, "--workdir", str(folder / "networks" / name)]
+        if name == AUTOMATIC:
+            heart = folder / "networks" / "cyclegan" / "slices" / "heart"
+            commands.run(f"score by {name}", [[*own, "--heart", str(heart), "--out", str(folder / "scores" / name)]], None)
+            continue
         plain = ["--scoring.gate=none", "--scoring.floor_hu=-2000", "--scoring.least_lesion=0"]
         words = [[*own, "--out", str(folder / "scores" / name), "--save-probability"]]
         words += [[*own, "--out", str(folder / "scores" / f"{name}_all"), *plain]]
@@ -161,10 +171,11 @@ def test(experiment, size, test_folder, folder, scans) -> None:
             words += [[*own, "--out", str(folder / "scores" / f"{name}{WIDE}"), "--save-probability", "--scoring.heart=False"]]
             words += [[*own, "--out", str(folder / "scores" / f"{name}{WIDE}_all"), *plain, "--scoring.heart=False"]]
         commands.run(f"score by {name}", words, folder / "side_by_side.log")
-    titles = [t for t in dict.fromkeys(c.title for c in experiment.columns) if t not in (OBSERVER, TRUTH, SMOOTH)]
+    titles = [t for t in dict.fromkeys(c.title for c in experiment.columns) if t not in (OBSERVER, AUTOMATIC, TRUTH, SMOOTH)]
+    automatic = folder / "scores" / AUTOMATIC if AUTOMATIC in experiment.networks else None
     observed = {each["name"]: each for each in json.loads((test_folder / "truth.json").read_text())}
     with ThreadPoolExecutor(2) as pool:
-        read = functools.partial(read_scan, folder=folder, titles=titles, observed=observed)
+        read = functools.partial(read_scan, folder=folder, titles=titles, observed=observed, automatic=automatic)
         readings = list(pool.map(read, manifest.read(test_folder)))
     pairs = [(pair.first, pair.second) for pair in read_pairs(test_folder / "pairs.csv")]
     tables.write_json(folder / "readings.json", {"pairs": pairs, "scans": {each["scan"]: each for each in readings}})
@@ -174,17 +185,26 @@ def test(experiment, size, test_folder, folder, scans) -> None:
     picture(test_folder, folder, titles[0])
 
 
-def read_scan(row, *, folder, titles, observed) -> dict:
-    """What every network finds in one scan of the test folder: {"scan", "visible", "mass" (true), "found": {row: figures}}."""
+def read_scan(row, *, folder, titles, observed, automatic) -> dict:
+    """What every network finds in one scan of the test folder: {"scan", "visible", "mass" (true), "found": {row: figures}}. automatic:
+    folder of the scores of the two-stage CNN, None without it."""
     image = scan.read(row.scan)
     coronary = read_map(row.scan.parent / row.cells["coronary"])
     heart, label = scan.read_mask(row.heart, image) > 0, np.isin(scan.read_mask(row.mask, image), CORONARY)
     spacing_mm = scan.spacing_mm(image.affine)
     seen = visible(coronary, float(row.cells["noise_hu"]))
+    arteries = maps.by_artery(seen, image.affine, observed[row.name]["lesions"], spacing_mm)
     see = functools.partial(maps.figures, hu=image.hu, real=coronary, heart=heart, spacing_mm=spacing_mm, seen=seen.any((1, 2)))
+    see = functools.partial(see, arteries=arteries)
+    marked = lambda mask, agatston: maps.mass_of(image.hu, mask, spacing_mm) | maps.found_in(arteries, mask) | {"agatston": agatston}  # noqa: E731
     smooth = np.clip(image.hu - ndimage.gaussian_filter(image.hu, (0, SMOOTH_PX, SMOOTH_PX)), 0, None) * heart
     clinical = float(observed[row.name]["agatston"]["total"])
-    found = {OBSERVER: {"CT/none": maps.mass_of(image.hu, label, spacing_mm) | {"agatston": clinical}}, SMOOTH: see(smooth)}
+    found = {OBSERVER: {"CT/none": marked(label, clinical)}, SMOOTH: see(smooth)}
+    if automatic:
+        mask = scan.read_mask(automatic / f"{row.name}_mask.nii.gz", image)
+        found[AUTOMATIC] = {
+            "CT/none": marked(np.isin(mask, CORONARY), agatston_of(json.loads((automatic / f"{row.name}.json").read_text())))
+        }
     found[TRUTH] = see(np.where(coronary >= 1, coronary, 0))
     for title in titles:
         taken = _on(read_map(folder / "scores" / f"{title}_all" / f"{row.name}_map.nii.gz"), image.hu.shape)
@@ -192,9 +212,14 @@ def read_scan(row, *, folder, titles, observed) -> dict:
         found[title] = see(taken, kept=chance[:, 0, 0] >= 0.5)
         record = json.loads((folder / "scores" / title / f"{row.name}.json").read_text())
         gate = "lesions" if record["scoring"].get("least_lesion") else "classifier"
-        found[title][f"CT/{gate}"]["agatston"] = float(next(each["agatston"] for each in record["rows"] if each["artery"] == "CAC"))
+        found[title][f"CT/{gate}"]["agatston"] = agatston_of(record)
     mass = float(coronary.sum() * np.prod(spacing_mm))
     return {"scan": row.name, "visible": bool(seen.any()), "mass": mass, "clinical": clinical, "found": found}
+
+
+def agatston_of(record) -> float:
+    """The Agatston score of all coronary calcium of a scan's record."""
+    return float(next(row["agatston"] for row in record["rows"] if row["artery"] == "CAC"))
 
 
 def read_map(path):
