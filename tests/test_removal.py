@@ -47,7 +47,8 @@ def run_of(**scoring):
     heart_config.window = {"window": 16, "overlap": 8}
     parts = removal.Parts(
         lambda state, hu: jax.nn.softmax(jnp.stack([jnp.zeros(hu.shape), (hu + 40.0) / 10], -1)),
-        lambda state, hu, heart: (hu > 300).any((1, 2)).astype(jnp.float32),
+        lambda state, hu, heart: (hu[..., 1] > 300).any((1, 2)).astype(jnp.float32),
+        1,
         lambda state, hu, heart: jnp.clip(hu - BLOOD, 0, None),
     )
     found = removal.detector(config, heart_config, parts)._replace(check=functools.partial(task.check, config.scoring))
@@ -97,6 +98,13 @@ def test_scan_without_calcium_scores_0():
     result = one_scan.score(scan(calcium=False)[0], detector=run_of())
     row = next(row for row in result.rows if row["artery"] == "CAC")
     assert (row["agatston"], row["map_hu_mm3"], row["category"]) == (0, 0, "I") and not result.mask.any()
+
+
+def test_a_gate_sees_the_slices_beside():
+    volume = jnp.arange(4.0)[:, None, None] * jnp.ones((1, 2, 3))
+    seen = np.asarray(removal.with_neighbours(volume, 1))[:, 0, 0]
+    np.testing.assert_array_equal(seen, [[-1000, 0, 1], [0, 1, 2], [1, 2, 3], [2, 3, -1000]])
+    np.testing.assert_array_equal(removal.with_neighbours(volume, 0)[..., 0], volume)
 
 
 def test_gate_and_floor():

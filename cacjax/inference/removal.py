@@ -36,8 +36,8 @@ class Seen(NamedTuple):
         return self.high - self.low
 
     def normalise(self, hu):
-        """Input [.., 1] in 0..1 of HU."""
-        return ((jnp.clip(jnp.asarray(hu, jnp.float32), self.low, self.high) - self.low) / self.span)[..., None]
+        """0..1 of HU."""
+        return (jnp.clip(jnp.asarray(hu, jnp.float32), self.low, self.high) - self.low) / self.span
 
     def shown(self, x):
         """What the first layer is given."""
@@ -45,11 +45,12 @@ class Seen(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """The networks, each of a State: heart, HU [1, z, y, x] -> probabilities [1, z, y, x, 2]; gate, HU and heart [b, y, x] -> P(calcium)
-    [b]; remove, the same -> maps in HU [b, y, x]."""
+    """The networks, each of a State: heart, HU [1, z, y, x] -> probabilities [1, z, y, x, 2]; gate, HU [b, y, x, k] of slices with so
+    many neighbours on either side, and heart [b, y, x] -> P(calcium) [b]; remove, HU and heart [b, y, x] -> maps in HU [b, y, x]."""
 
     heart: Callable
     gate: Callable
+    neighbours: int
     remove: Callable
 
 
@@ -139,7 +140,8 @@ def detector(config, heart_config, parts: Parts) -> Detector:
         wanted = masks.any((1, 2))
         kept, probability = wanted, None
         if scoring.gate == "classifier":
-            probability = _over(parts.gate, state, wanted, (pictures, masks), jnp.zeros(len(pictures)), traced=traced, title="slices")
+            shown = with_neighbours(pictures, parts.neighbours)
+            probability = _over(parts.gate, state, wanted, (shown, masks), jnp.zeros(len(pictures)), traced=traced, title="slices")
             kept = wanted & (laps.lap("classifier", probability) >= scoring.least_probability)
         found = _over(parts.remove, state, kept, (pictures, masks), jnp.zeros(pictures.shape), traced=traced, title="remove")
         found = laps.lap("generator", found)
@@ -223,6 +225,12 @@ def _windows(volume, inside, middle, *, size):
     return tuple(
         lax.dynamic_slice(jnp.pad(each, around, constant_values=fill), at, shape) for each, fill in ((volume, AIR_HU), (inside, 0))
     )
+
+
+def with_neighbours(volume, number):
+    """[z, y, x, 2 number + 1] of HU [z, y, x]: slices from `number` before each to as many behind it; air beyond the ends."""
+    wide = jnp.pad(volume, ((number, number), (0, 0), (0, 0)), constant_values=AIR_HU)
+    return jnp.stack([lax.slice_in_dim(wide, at, at + len(volume)) for at in range(2 * number + 1)], -1)
 
 
 def _over(network, state, wanted, pictures, empty, *, traced, title):

@@ -1,4 +1,5 @@
-"""Axial slices as two-dimensional networks see them: random views, patches, pools of earlier ones. Arrays are [b, y, x]."""
+"""Axial slices as two-dimensional networks see them: random views, patches, pools of earlier ones. Arrays are [b, y, x], of k adjacent
+slices as channels [b, y, x, k]."""
 
 from typing import Any, NamedTuple
 
@@ -38,10 +39,10 @@ def smoothed(hu: Slices, sigma_px: float = SIGMA_PX) -> Float32[Array, "b y x"]:
     return hu
 
 
-def with_other_noise(hu: Slices, key: PRNGKeyArray) -> Float32[Array, "b y x"]:
-    """Each slice as it is, smoothed, or with its noise amplified, a third of the chance each (van Velzen 2022, section 2.3)."""
-    kind = jax.random.randint(key, (len(hu), 1, 1), 0, 3)
-    smooth = smoothed(hu)
+def with_other_noise(hu: Real[ArrayLike, "b y x k"], key: PRNGKeyArray) -> Float32[Array, "b y x k"]:
+    """Each sample as it is, smoothed, or with its noise amplified, a third of the chance each (van Velzen 2022, section 2.3)."""
+    kind = jax.random.randint(key, (len(hu), 1, 1, 1), 0, 3)
+    smooth = jax.vmap(smoothed, -1, -1)(hu)
     return jnp.where(kind == 0, hu, jnp.where(kind == 1, smooth, 2 * hu - smooth))
 
 
@@ -53,12 +54,12 @@ def flipped(stack: Real[ArrayLike, "b y x k"], key: PRNGKeyArray) -> Real[Array,
     return stack
 
 
-def turned(hu: Slices, labels: Real[ArrayLike, "b y x k"], key: PRNGKeyArray, *, degrees: float, size: int):
-    """A window of `size` pixels at a random place of each slice, turned by up to so many degrees: (hu, labels) [b, size, size(, k)].
+def turned(hu: Real[ArrayLike, "b y x k"], labels: Real[ArrayLike, "b y x n"], key: PRNGKeyArray, *, degrees: float, size: int):
+    """A window of `size` pixels at a random place of each sample, turned by up to so many degrees: (hu, labels), [b, size, size, k or n].
 
     HU linearly, -1000 beyond the slice; labels (of one type) by the nearest pixel, 0 beyond it.
     """
-    b, height, width = hu.shape
+    b, height, width, _ = hu.shape
     angle_key, place_key = jax.random.split(key)
     angle = jnp.deg2rad(jax.random.uniform(angle_key, (b, 1, 1), minval=-degrees, maxval=degrees))
     room = jnp.array([height - size, width - size])
@@ -69,7 +70,8 @@ def turned(hu: Slices, labels: Real[ArrayLike, "b y x k"], key: PRNGKeyArray, *,
     columns = jnp.sin(angle) * y + jnp.cos(angle) * x + (width - 1) / 2 + shift[:, 1, None, None]
 
     def of_slice(picture, label, row, column):
-        hu = jax.scipy.ndimage.map_coordinates(picture, [row, column], 1, mode="constant", cval=AIR_HU)
+        of_channel = lambda hu: jax.scipy.ndimage.map_coordinates(hu, [row, column], 1, mode="constant", cval=AIR_HU)  # noqa: E731
+        hu = jax.vmap(of_channel, -1, -1)(picture)
         at = [jnp.round(each).astype(jnp.int32) for each in (row, column)]
         inside = (at[0] >= 0) & (at[0] < height) & (at[1] >= 0) & (at[1] < width)
         return hu, jnp.where(inside[..., None], label[at[0], at[1]], 0)
@@ -121,14 +123,14 @@ def exchange(pool: Pool, slices: Real[Array, "b y x k"], key: PRNGKeyArray) -> t
 
 
 def view(sample: dict, key: PRNGKeyArray, *, size: int, noise: bool, flips: bool, degrees: float) -> dict:
-    """What a network sees of a sample of slices {"hu", "label", "heart"}, each [b, 1, y, x]: windows {"hu", "label", "heart"},
-    [b, size, size], with other noise, turned, flipped, all at random."""
+    """What a network sees of a sample {"hu" [b, k, y, x], "label", "heart" [b, 1, y, x]} of slices with their neighbours: windows {"hu"
+    [b, size, size, k], "label", "heart" [b, size, size]}, with other noise, turned, flipped, all at random."""
     noise_key, turn_key, flip_key = jax.random.split(key, 3)
-    hu = sample["hu"][:, 0].astype(jnp.float32)
+    hu = jnp.moveaxis(sample["hu"], 1, -1).astype(jnp.float32)
     hu = with_other_noise(hu, noise_key) if noise else hu
     labels = jnp.stack([sample["label"][:, 0], sample["heart"][:, 0]], -1).astype(jnp.uint8)
     if degrees:
         hu, labels = turned(hu, labels, turn_key, degrees=degrees, size=size)
-    stack = middle(jnp.concatenate([hu[..., None], labels.astype(jnp.float32)], -1), size)
+    stack = middle(jnp.concatenate([hu, labels.astype(jnp.float32)], -1), size)
     stack = flipped(stack, flip_key) if flips else stack
-    return {"hu": stack[..., 0], "label": stack[..., 1].astype(jnp.uint8), "heart": stack[..., 2] > 0}
+    return {"hu": stack[..., :-2], "label": stack[..., -2].astype(jnp.uint8), "heart": stack[..., -1] > 0}

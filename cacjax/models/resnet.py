@@ -5,8 +5,10 @@ ReLU. Volumes are [b, z, y, x, c], slices [b, y, x, c]; any sides will do.
 """
 
 import functools
+import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
 from cacjax.models.conv2d import Conv2D
@@ -43,7 +45,8 @@ class Block(nn.Module):
 
 
 class EncoderDecoder(nn.Module):
-    """Logits [b, .., classes] of volumes or slices [b, .., 1], or, with `head` "mean", [b, classes] by a mean and a dense layer.
+    """Logits [b, .., classes] of volumes or slices [b, .., k], or one of each, [b, classes]: with `head` "mean" by a mean over places and a
+    dense layer, with "peak" by a dense layer and log mean exp over places, so that what is small is not outvoted.
 
     width, blocks: channels of the first layer, number of residual blocks. ends: kernel size of the first and the last convolution. bias:
     also before normalisations. Of slices: padding, "zero" or "reflect"; spread: of kernels at the start (0: as PyTorch draws them). skips:
@@ -78,6 +81,8 @@ class EncoderDecoder(nn.Module):
             x = Block(layer, 4 * self.width)(x, train)
         if self.head == "mean":
             return nn.Dense(self.classes)(x.mean(tuple(range(1, 1 + rank))))
+        if self.head == "peak":
+            return jax.nn.logsumexp(nn.Dense(self.classes)(x), tuple(range(1, 1 + rank)), b=1 / math.prod(x.shape[1:-1]))
         for factor in (2, 1):
             x = nn.relu(Normalised(layer, factor * self.width, step="up")(x, train))
             x = jnp.concatenate([x, seen.pop()], -1) if self.skips else x

@@ -183,12 +183,13 @@ def make(config) -> Task:
         return jax.nn.sigmoid(generator.apply({"params": net.params, "batch_stats": net.stats}, seen.shown(x)))
 
     def predict(state, hu):
-        return maps(state, seen.normalise(hu))[..., 0] * seen.span
+        return maps(state, seen.normalise(hu)[..., None])[..., 0] * seen.span
 
     gate, of_heart = build(config.stages.slices), config.stages.slices.stages.heart
     parts = removal.Parts(
         lambda state, hu: windows_of(of_heart)(state.stages["slices"].stages["heart"], hu),
         lambda state, hu, heart: gate.predict(state.stages["slices"], hu, heart),
+        config.stages.slices.neighbours,
         lambda state, hu, heart: predict(state, hu),
     )
 

@@ -1,4 +1,4 @@
-"""Which axial slices of a heart show coronary calcium (van Velzen 2022, section 2.2). Slices are [b, y, x]."""
+"""Which axial slices of a heart show coronary calcium (van Velzen 2022, section 2.2). Arrays are [b, y, x], with neighbours [.., k]."""
 
 import functools
 
@@ -16,13 +16,14 @@ from cacjax.task import Task, answering, beginning, build
 
 
 def make(config) -> Task:
-    """Build the task; every key that it reads is in configs/slices.py. Its `predict` gives P(calcium) [b] of HU and heart [b, y, x]."""
-    model, seen = EncoderDecoder(classes=2, head="mean", **config.model), Seen(**config.seen)
+    """Build the task; every key that it reads is in configs/slices.py. Its `predict` gives P(calcium) [b] of HU [b, y, x, k] and heart
+    [b, y, x]."""
+    model, seen = EncoderDecoder(classes=2, **config.model), Seen(**config.seen)
     optimiser, heart = adam(learning_rate(steps=config.steps, warmup=0, **config.rate)), build(config.stages.heart)
 
     def init(key, batch, stages):
-        size = config.view.size
-        variables = jax.jit(model.init)(key, jnp.zeros((len(batch["train"]["hu"]), size, size, 1)))
+        count, slabs, *_ = batch["train"]["hu"].shape
+        variables = jax.jit(model.init)(key, jnp.zeros((count, config.view.size, config.view.size, slabs)))
         net = start(optimiser, variables["params"], variables["batch_stats"], validated=True)
         return beginning({"classifier": net}, stages)
 
@@ -49,7 +50,7 @@ def make(config) -> Task:
         return state._replace(nets={"classifier": net}), {f"validation_{name}": value for name, value in metrics.items()}
 
     def shown(sample):
-        return seen.shown(seen.normalise(jnp.where(sample["heart"] | (not config.heart_only), sample["hu"], AIR_HU)))
+        return seen.shown(seen.normalise(jnp.where(sample["heart"][..., None] | (not config.heart_only), sample["hu"], AIR_HU)))
 
     def answer(net, x):
         return jax.nn.softmax(model.apply({"params": net.params, "batch_stats": net.stats}, x))[:, 1]
@@ -62,5 +63,5 @@ def make(config) -> Task:
         segment = functools.partial(heart.segment, stages["heart"])
         return {split: hearts.find(source, segment, workdir / "hearts") for split, source in records.items()}
 
-    cut = lambda stream: Cut(tuple(stream.size))  # noqa: E731
+    cut = lambda stream: Cut(tuple(stream.size), (config.neighbours, 0, 0))  # noqa: E731
     return Task(init, train_step, cut, validate=validate, predict=predict, segment=heart.segment, prepare=prepare)
