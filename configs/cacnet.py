@@ -72,6 +72,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.streams = ConfigDict({"train": train})
 
     config.scoring = ConfigDict({"rule": "orcascore", "scheme": "default", "threshold": "scan"})
+    config.scoring.least_share = 0.0  # of a component above the threshold, from which all of it is calcium; 0: what is detected alone
     config.scoring.window = (32, 256, 256)  # voxels (z, y, x) seen at once
     config.scoring.overlap = (16, 128, 128)  # of neighbouring windows, at least
 
@@ -93,7 +94,7 @@ def make_small(config: ConfigDict) -> None:
     config.data.acquired_mm, config.data.shape = (3.0, 1.0, 1.0), (48, 144, 144)
     config.data.splits.exams = phantom_data.split("cardiac", categories=(15, 10, 25, 25, 25))
     config.streams.train.update({"size": (16, 96, 96), "count": (1,), "jitter_px": 24})
-    config.scoring.window, config.scoring.overlap = (16, 96, 96), (8, 48, 48)
+    config.scoring.window, config.scoring.overlap, config.scoring.least_share = (16, 96, 96), (8, 48, 48), 0.5
 
 
 def make_tiny(config: ConfigDict) -> None:

@@ -197,6 +197,24 @@ def test_components_have_one_artery_and_small_ones_are_gone(small, shape):
         np.testing.assert_array_equal(found > 0, (found > 0) & (ndimage.label(hu > 130)[0] > 0))
 
 
+def test_lesions_of_which_half_is_detected_are_whole(small):
+    """LAD where a voxel is above 200 HU, as the network of this test says; components above 130 HU against scipy."""
+    config = small[0].copy_and_resolve_references().unlock()
+    config.scoring.least_share = 0.5
+    seen = lambda _, hu: jnp.stack([1.0 * (hu <= 200), 1.0 * (hu > 200), 0 * hu, 0 * hu], -1)  # noqa: E731
+    detector = cacnet.detector(config, seen)
+    hu = np.random.default_rng(1).choice([40.0, 150.0, 300.0], (8, 32, 32), p=[0.8, 0.1, 0.1])
+    case, plan = case_of(type("T", (), {"detector": detector}), hu, (1.0, 1.0, 1.0))
+    parts, number = ndimage.label(hu > 130)
+    expected = np.zeros(hu.shape, np.uint8)
+    for part in range(1, number + 1):
+        mask = parts == part
+        if mask.sum() > config.least_mm3 and 2 * (hu[mask] > 200).sum() >= mask.sum():
+            expected[mask] = 1
+    np.testing.assert_array_equal(grids.cut(detector.find(small[2], case, plan.how).label, hu.shape), expected)
+    assert (expected[hu == 150] > 0).any() and (expected[hu == 300] == 0).any()
+
+
 def test_windows_cover_everything_and_their_mean_is_the_network():
     shape, window = (5, 70, 33), (4, 32, 32)
     firsts = windows.corners(shape, window, (2, 16, 16))

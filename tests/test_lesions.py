@@ -322,6 +322,15 @@ def test_grow_takes_the_whole_component_and_its_majority():
         assert int(removed.below_threshold) == 1
 
 
+@pytest.mark.parametrize(("share", "kept"), [(0.0, [4, 3, 5]), (0.5, [4, 3, 0]), (0.51, [0, 3, 0])])
+def test_grow_asks_for_a_share_of_a_component(share, kept):
+    detected, hu = blank()
+    for row, (size, found) in zip((1, 4, 7), ((4, 2), (3, 2), (5, 2))):
+        hu[2, row, :size], detected[2, row, :found] = 200, 1
+    grown = np.asarray(lesions.grow(detected, hu, 130, None, ONE, least_share=share)[0])
+    assert [int(grown[2, row].sum()) for row in (1, 4, 7)] == kept and grown.sum() == sum(kept)
+
+
 def test_grow_modes_differ_at_corners_and_at_the_heart():
     detected, hu = blank()
     hu[2, 2, 2:6] = hu[2, 3, 6:9] = 200  # touch at a corner

@@ -224,13 +224,15 @@ def grow(
     mode: str = "paper",
     min_mm3: Scalar = 1.0,
     max_mm3: Scalar = 500.0,
+    least_share: Scalar = 0.0,
     steps: tuple[str, ...] = STEPS,
 ) -> tuple[UInt8[Array, "z y x"], Removed]:
     """Reduction of false positives (Zhai 2022, section 3.2): (artery-labelled mask, `Removed`).
 
     detected: classes 0..6. heart: already dilated, or None. Steps can be left out:
     "threshold" drops detected voxels below the threshold; "grow" takes every component of voxels >= threshold that holds a detected
-    voxel and gives all of it the class of most of them (without it lesions are components of the detection and keep their classes);
+    voxel, and at least the share `least_share` of whose voxels are detected, and gives all of it the class of most of them (without it
+    lesions are components of the detection and keep their classes);
     "size", "heart", and "specks" depend on the mode.
     paper: 6-connected; volumes of min_mm3..max_mm3, both inclusive, remain; a lesion remains, uncut, if half of it is in the heart (one
     voxel would keep ribs, which come within 5 mm of it).
@@ -248,14 +250,14 @@ def grow(
     most = max_mm3 / voxel_mm3
     most = jnp.floor(most * (1 + 1e-6)) if mode == "paper" else jnp.ceil(most * (1 - 1e-6))
     heart = None if heart is None else heart.astype(bool)
-    grown, removed = _grow(detected, hu, threshold_hu, heart, least, most, mode=mode, steps=on)
+    grown, removed = _grow(detected, hu, threshold_hu, heart, least, most, least_share, mode=mode, steps=on)
     if mode == "authors_code":
         grown, removed = _cut(grown, heart, removed, steps=on)
     return grown, removed
 
 
 @functools.partial(jax.jit, static_argnames=("mode", "steps"))
-def _grow(detected, hu, threshold_hu, heart, least, most, *, mode, steps):
+def _grow(detected, hu, threshold_hu, heart, least, most, least_share, *, mode, steps):
     detected = detected.astype(jnp.uint8)
     above = hu >= threshold_hu
     candidates = above if "grow" in steps else (detected > 0) & (above if "threshold" in steps else True)
@@ -279,7 +281,7 @@ def _grow(detected, hu, threshold_hu, heart, least, most, *, mode, steps):
         empty = jnp.zeros((N_CLASSES + 1, capacity + 1), jnp.int32)
         tallied = runs.fold_chunks(tally, empty, row, *found, n=packed.n)[:, :-1]
         size, in_heart, votes = tallied[0], tallied[1], tallied[2:]
-        lesion = votes.max(0) > 0
+        lesion = (votes.max(0) > 0) & (votes.sum(0) >= least_share * size)
         small = lesion & (size < least) & ("size" in steps and in_paper)
         large = lesion & (size > most) & ("size" in steps)
         outside = lesion & ~small & ~large & (2 * in_heart < size) & ("heart" in steps and in_paper)

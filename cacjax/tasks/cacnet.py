@@ -108,7 +108,9 @@ def detector(config, predict) -> Detector:
     """A `Detector` of LAD, LCX and RCA: the most probable class by windows, voxels above the threshold, each 6-connected component by the
     artery of most of it, small ones dropped.
 
-    config.scoring: window and overlap, voxels (z, y, x); config.least_mm3: a lesion is larger. `plan` raises ScanError `too_few_slices`.
+    config.scoring: window and overlap, voxels (z, y, x); least_share: of all components above the threshold those of which at least so
+    much is detected are lesions, whole (0: what is detected, as it is); config.least_mm3: a lesion is larger. `plan` raises ScanError
+    `too_few_slices`.
     """
     size, overlap_px = tuple(config.scoring.window), tuple(config.scoring.overlap)
 
@@ -132,8 +134,9 @@ def detector(config, predict) -> Detector:
     def conclude(case, sums):
         calcium = case.hu > jnp.maximum(case.threshold_hu, CALCIUM_HU)
         detected = jnp.where(calcium, sums.argmax(-1), 0).astype(jnp.uint8)
-        inside = jnp.where(detected > 0, case.hu, grids.NO_HU)  # lesions are components of what was detected
-        limits = {"min_mm3": config.least_mm3 * JUST_ABOVE, "max_mm3": jnp.inf, "steps": ("grow", "size")}
+        share = config.scoring.least_share
+        inside = jnp.where(calcium if share else detected > 0, case.hu, grids.NO_HU)  # what lesions are components of
+        limits = {"min_mm3": config.least_mm3 * JUST_ABOVE, "max_mm3": jnp.inf, "least_share": share, "steps": ("grow", "size")}
         label, removed = lesions.grow(detected, inside, case.threshold_hu, None, case.spacing_mm, **limits)
         coronary = jnp.where(calcium, 1 - sums[..., 0] / jnp.maximum(sums.sum(-1), 1e-6), 0)
         return Finding(label, None, probability=coronary, before=detected, counts={"too_small": removed.too_small})
