@@ -28,9 +28,10 @@ def follow(net: Net, grads, optimiser) -> Net:
 
 
 def average(kept: Net, net: Net, decay) -> Net:
-    """The running average of a network's parameters and statistics over its steps."""
-    mixed = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, kept, Net(net.params, net.stats))
-    return Net(mixed.params, mixed.stats)
+    """The running average of a network's parameters and statistics over its steps; what else `kept` holds stays."""
+    mix = lambda old, new: decay * old + (1 - decay) * new  # noqa: E731
+    params, stats = jax.tree.map(mix, (kept.params, kept.stats), (net.params, net.stats))
+    return kept._replace(params=params, stats=stats)
 
 
 def keep_best(net: Net, value) -> Net:

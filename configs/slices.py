@@ -29,6 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.steps = 1_500_000
     config.log_every, config.checkpoint_every, config.validate_every = 100, 5000, 5000
     config.rate = ConfigDict({"peak": 1e-3, "drop_at": 1.0, "drop": 1.0})  # of Adam; from a share of the steps on times drop
+    config.average = 0.0  # decay of the running average of the weights that answers
     config.model = ConfigDict({"width": 64, "blocks": 6, "ends": 7, "bias": False, "padding": "reflect", "head": "mean"})
     config.seen = ConfigDict({"low": -50.0, "high": 950.0, "shift": 0.0, "scale": 1.0})
     config.heart_only = False  # whether it sees nothing outside of the heart
@@ -41,7 +42,8 @@ def get_config(variant: str = "") -> ConfigDict:
         small_view(config)
         config.steps, config.log_every, config.checkpoint_every, config.validate_every = 3000, 20, 300, 100
         config.rate.update({"drop_at": 0.6, "drop": 0.1})
-        config.model.update({"width": 8, "blocks": 2, "ends": 3})
+        config.model.update({"width": 8, "blocks": 2, "ends": 3, "head": "peak"})
+        config.average = 0.99
         config.heart_only, config.view.noise, config.neighbours = True, False, 1
         config.seen.update({"shift": 0.09, "scale": 8.0})
         config.streams.train.update({"count": (16,), "one_scan": 0.5})

@@ -108,7 +108,17 @@ def test_the_classifier_keeps_the_best_of_its_validations():
     batch = drawn(config)
     better, metrics = task.validate(state, {"held_out": batch["train"]})
     assert set(metrics) == {f"validation_{name}" for name in ("accuracy", "f1", "sensitivity", "false_positive_rate")}
-    assert float(better.nets["classifier"].best[0]) == pytest.approx(float(metrics["validation_f1"]))
+    assert float(better.nets["average"].best[0]) == pytest.approx(float(metrics["validation_f1"]))
+
+
+def test_the_average_of_the_classifier_answers():
+    config = slices.get_config("test").copy_and_resolve_references().unlock()
+    config.average = 0.75
+    task, state = build(config), begin(config)
+    before = state.nets["average"].params
+    state, _ = task.train_step(state, drawn(config), jax.random.key(0))
+    mixed = jax.tree.map(lambda old, new: 0.75 * old + 0.25 * new, before, state.nets["classifier"].params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), state.nets["average"].params, mixed)
 
 
 def test_what_cannot_be_is_refused():

@@ -11,7 +11,7 @@ from cacjax.data.sampling import Cut
 from cacjax.inference.removal import Seen, coronary_slices
 from cacjax.kernels import losses, slices
 from cacjax.models.resnet import EncoderDecoder
-from cacjax.optimise import adam, descend, keep_best, learning_rate, start
+from cacjax.optimise import adam, average, descend, keep_best, learning_rate, start
 from cacjax.task import Task, answering, beginning, build
 
 
@@ -25,12 +25,13 @@ def make(config) -> Task:
         count, slabs, *_ = batch["train"]["hu"].shape
         variables = jax.jit(model.init)(key, jnp.zeros((count, config.view.size, config.view.size, slabs)))
         net = start(optimiser, variables["params"], variables["batch_stats"], validated=True)
-        return beginning({"classifier": net}, stages)
+        return beginning({"classifier": net._replace(best=()), "average": net._replace(opt=())}, stages)
 
     def train_step(state, batch, key):
         sample = slices.view(batch["train"], key, **config.view)
         net, metrics = descend(state.nets["classifier"], functools.partial(objective, sample), optimiser)
-        return state._replace(step=state.step + 1, nets={"classifier": net}), metrics
+        nets = {"classifier": net, "average": average(state.nets["average"], net, config.average)}
+        return state._replace(step=state.step + 1, nets=nets), metrics
 
     def objective(sample, params, stats):
         variables, real = {"params": params, "batch_stats": stats}, coronary_slices(sample["label"]).astype(jnp.int32)
@@ -40,14 +41,14 @@ def make(config) -> Task:
 
     def validate(state, batch):
         sample = slices.view(batch["held_out"], jax.random.key(0), **config.view.to_dict() | slices.PLAIN)
-        net = state.nets["classifier"]
+        net = state.nets["average"]
         found, real = answer(net, shown(sample)) >= 0.5, coronary_slices(sample["label"])
         hits, wrong, missed = ((a & b).sum() for a, b in ((found, real), (found, ~real), (~found, real)))
         f1 = 2 * hits / jnp.maximum(2 * hits + wrong + missed, 1)
         metrics = {"accuracy": (found == real).mean(), "f1": f1}
         metrics |= {"sensitivity": hits / jnp.maximum(real.sum(), 1), "false_positive_rate": wrong / jnp.maximum((~real).sum(), 1)}
-        net = keep_best(net, f1)
-        return state._replace(nets={"classifier": net}), {f"validation_{name}": value for name, value in metrics.items()}
+        nets = state.nets | {"average": keep_best(net, f1)}
+        return state._replace(nets=nets), {f"validation_{name}": value for name, value in metrics.items()}
 
     def shown(sample):
         return seen.shown(seen.normalise(jnp.where(sample["heart"][..., None] | (not config.heart_only), sample["hu"], AIR_HU)))
@@ -56,7 +57,7 @@ def make(config) -> Task:
         return jax.nn.softmax(model.apply({"params": net.params, "batch_stats": net.stats}, x))[:, 1]
 
     def predict(state, hu, heart):
-        return answer(answering(state).nets["classifier"], shown({"hu": hu, "heart": heart}))
+        return answer(answering(state).nets["average"], shown({"hu": hu, "heart": heart}))
 
     def prepare(records, stages, workdir):
         """Records without a heart get the one that the heart network finds."""
