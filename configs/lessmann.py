@@ -65,7 +65,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.data = phantom_data.get_config("tiny" if "tiny" in words else "")
     if "rtp" in words:
-        config.data.splits.source_train.update({"protocol": "rtp", "calcified": 0.8})
+        count = config.data.splits.source_train.count
+        config.data.splits = ConfigDict({"source_train": phantom_data.split("rtp", count, calcified=0.8)})
     config.streams = ConfigDict()
     config.streams.source = ConfigDict()
     config.streams.source.split = "source_train"

@@ -110,7 +110,11 @@ def test_a_table_has_a_row_for_every_column_and_its_intervals(monkeypatch):
         scans = [[reading(float(t * random.lognormal(0, spread)), true=float(t)) for _ in range(2)] for t in true]
         return {"pairs": scans, "concordant": [True] * 30}
 
-    rows = cyclegan.summary(Experiment({}, columns), [{"seed": 0, "columns": [column(0.1), column(0.6)]}])
+    result = {"seed": 0, "columns": [column(0.1), column(0.6)]}
+    rows = cyclegan.summary(Experiment({}, columns), [result])
+    again = cyclegan.summary(Experiment({}, columns), [result] * 3)  # three readings of the same patients are no more patients
+    for name in ("difference", "difference_low", "difference_high", "near_low", "n"):
+        assert [row[name] for row in again] == pytest.approx([row[name] for row in rows])
     assert [row["network"] for row in rows] == ["network", cyclegan.OBSERVER] and rows[0]["published_difference"] == 0.47
     assert rows[0]["difference_high"] < rows[1]["difference_low"] and rows[0]["spearman"] > rows[1]["spearman"]
     assert set(cyclegan.shown(rows[0])) == set(cyclegan.SHOWN) and "(0.47)" in cyclegan.shown(rows[0])["rel. difference, concordant"]

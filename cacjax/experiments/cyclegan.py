@@ -47,13 +47,13 @@ MEASURES = {
 }
 SHOWN = ("network", "calcium", "gate", *MEASURES.values())
 CAPTION = """Two scans of each of so many patients. Concordant: pairs with calcium from 130 HU in both scans, the same for every row;
-positive twice: by the row itself. In brackets: 95 % interval by bootstrap over the pairs; after it, the published figure. Map: sum of map
-values, without the -10 HU rule; CT: the paper's sum of CT values where there is a map, with it. Least lesion: connected parts of the map
-that add up to less than 2400 HU x mm³ do not count. Sensitivity: of scans in which calcium can be seen; LAD, LCX, RCA: of the
-arteries in which it can, by anything within 3 mm of it; at .14 FP: with the least mass that leaves so many scans without calcium
-positive. Map within 3 mm: share of its sum at true coronary calcium. Removed: share of the true
-calcium. HU on free slices: mean of the map within the true heart. Kappa, same category: of both scans' risk categories by (adjusted)
-Agatston scores, scaled by one factor to the mean of the observer's."""
+positive twice: by the row itself. In brackets: 95 % interval by bootstrap over the pairs (of all seeds together); after it, the published
+figure. Map: sum of map values, without the -10 HU rule; CT: the paper's sum of CT values where there is a map, with it. Least lesion:
+connected parts of the map that add up to less than 2400 HU x mm³ do not count. Sensitivity: of scans in which calcium can be seen; LAD,
+LCX, RCA: of the arteries in which it can, by anything within 3 mm of it; at .14 FP: with the least mass that leaves so many scans without
+calcium positive. Map within 3 mm: share of its sum at true coronary calcium. Removed: share of the true calcium. HU on free slices: mean
+of the map within the true heart. Kappa, same category: of both scans' risk categories by (adjusted) Agatston scores, scaled by one factor
+to the mean of the observer's."""
 
 
 class Column(NamedTuple):
@@ -247,15 +247,18 @@ def measure(column, folder) -> dict:
 
 
 def summary(experiment, results) -> list[dict]:
-    """The rows of the table, in the order of the columns; pairs of all seeds together."""
+    """The rows of the table, in the order of the columns; pairs of all seeds together. The bootstrap draws patients of all seeds."""
     rows = []
     for i, column in enumerate(experiment.columns):
-        pairs = [pair for result in results for pair in result["columns"][i]["pairs"]]
-        concordant = np.array([at for result in results for at in result["columns"][i]["concordant"]])
-        values, random = maps.over(pairs, concordant), np.random.default_rng(0)
-        drawn = [random.integers(0, len(pairs), len(pairs)) for _ in range(BOOTSTRAPS)]
-        spread = [maps.over([pairs[k] for k in at], concordant[at]) for at in drawn]
-        row = identity(column) | {"seeds": len(results), "n": len(pairs), "concordant": int(concordant.sum())}
+        read = [result["columns"][i] for result in results]
+        n, random = len(read[0]["pairs"]), np.random.default_rng(0)
+
+        def over(drawn, read=read):
+            pairs, concordant = ([each[name][k] for each in read for k in drawn] for name in ("pairs", "concordant"))
+            return maps.over(pairs, np.array(concordant))
+
+        values, spread = over(range(n)), [over(random.integers(0, n, n)) for _ in range(BOOTSTRAPS)]
+        row = identity(column) | {"seeds": len(results), "n": n, "concordant": int(np.sum(read[0]["concordant"]))}
         for name in MEASURES:
             each = np.array([s[name] for s in spread])
             low, high = np.nanquantile(each, (0.025, 0.975)) if np.isfinite(each).any() else (np.nan, np.nan)
