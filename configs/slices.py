@@ -5,7 +5,8 @@ Command:   python -m cacjax.train --config slices.py --workdir runs/slices
 Published: by slice: accuracy .93, sensitivity .78, false-positive rate .06 (their data are not public)
 Measured:  `slices.py:small` on its held-out phantoms, half of the slices with calcium: accuracy .89, sensitivity .94, false-positive rate
            .16 at the step that is kept; on all heart slices of 320 other scans .79 and .24 (area under the curve .86)
-Variants:  slices.py:small        width 8, two residual blocks, 112 pixels within the heart, scaled; 3,000 steps of 16 slices
+Variants:  slices.py:small        width 8, two residual blocks, 112 pixels within the heart, scaled; 3,000 steps of 16 slices, each with
+                                  its neighbours; its strongest place answers, and a running average of its weights
            slices.py:tiny         as small, 400 steps, of 24 patients
            slices.py:test         what the tests run
 Stages:    heart (heart.py with two classes): finds the heart of scans that come without one
