@@ -231,9 +231,8 @@ def grow(
 
     detected: classes 0..6. heart: already dilated, or None. Steps can be left out:
     "threshold" drops detected voxels below the threshold; "grow" takes every component of voxels >= threshold that holds a detected
-    voxel, and at least the share `least_share` of whose voxels are detected, and gives all of it the class of most of them (without it
-    lesions are components of the detection and keep their classes);
-    "size", "heart", and "specks" depend on the mode.
+    voxel, and of which at least the share `least_share` is detected, and gives it all the class of most of them (without it lesions are
+    components of the detection and keep their classes); "size", "heart", and "specks" depend on the mode.
     paper: 6-connected; volumes of min_mm3..max_mm3, both inclusive, remain; a lesion remains, uncut, if half of it is in the heart (one
     voxel would keep ribs, which come within 5 mm of it).
     authors_code: 26-connected; more than ceil(max_mm3 / voxel) voxels are removed; voxels outside the heart are cut away; then
@@ -247,8 +246,7 @@ def grow(
     voxel_mm3 = jnp.prod(jnp.asarray(spacing_mm, jnp.float32))
     # A part in a million: float32 must not drop a lesion of exactly the limit.
     least = jnp.ceil(min_mm3 / voxel_mm3 * (1 - 1e-6))
-    most = max_mm3 / voxel_mm3
-    most = jnp.floor(most * (1 + 1e-6)) if mode == "paper" else jnp.ceil(most * (1 - 1e-6))
+    most = jnp.floor(max_mm3 / voxel_mm3 * (1 + 1e-6)) if mode == "paper" else jnp.ceil(max_mm3 / voxel_mm3 * (1 - 1e-6))
     heart = None if heart is None else heart.astype(bool)
     grown, removed = _grow(detected, hu, threshold_hu, heart, least, most, least_share, mode=mode, steps=on)
     if mode == "authors_code":
