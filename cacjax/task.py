@@ -87,7 +87,9 @@ class Detector(NamedTuple):
     """How a system finds calcium.
 
     plan(shape, spacing_mm, affine, heart, threshold_hu, aorta_hu) -> Plan: on the host, numpy; heart and aorta_hu may be None.
-    find(state, case, how) -> Finding: pure; traced it is a part of the caller's program, else it runs in steps under a progress bar.
+    find(weights, case, how) -> Finding: pure; traced it is a part of the caller's program, else it runs in steps under a progress bar.
+    weights(state): what of a State `find` needs; all of it unless the system says otherwise. decided_by: text of all settings that
+    decide what `find` does, None where it takes all of the config to say: two runs that tell the same share their programs.
     classes: the labels that it can answer, a row of scores each. check(counts) -> flags {code: note}: what the Finding's counts say
     against it, on the host; raises ScanError where it is none.
     """
@@ -96,6 +98,8 @@ class Detector(NamedTuple):
     find: Callable
     classes: tuple[int, ...] = (1, 2, 3, 4, 5, 6)
     check: Callable | None = None
+    weights: Callable = lambda state: state
+    decided_by: str | None = None
 
 
 class Task(NamedTuple):

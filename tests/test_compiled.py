@@ -10,8 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import shrink
 
 from cacjax.scoring import compiled, program
+from cacjax.task import build
+from cacjax.training.workdir import abstract_state
+from configs import lessmann, uda
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -88,15 +92,35 @@ def test_those_used_longest_ago_go_first(folder, monkeypatch):
 
 
 def test_another_process_traces_nothing(folder):
-    """Real tables: of a mask with one lesion, by a process of its own and by two at once; also where JAX's cache has the program."""
+    """Real tables: of a mask with one lesion, by two processes at once, of which one makes the program, and by one after them; also where
+    JAX's cache has the program."""
     words = [sys.executable, "-c", TABLES]
     subprocess.run(words, cwd=ROOT, capture_output=True, env=os.environ | {compiled.FOLDER: ""})
-    first = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    others = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    answers = [first.stdout, *(other.communicate()[0] for other in others)]
-    assert [answer.split()[:2] for answer in answers] == [["1", "27"]] * 3, first.stderr[-2000:]
-    assert [answer.split()[2:] for answer in answers] == [["compile", "trace"], ["load"], ["load"]]
+    both = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    answers = [process.communicate()[0] for process in both]
+    last = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    answers = [answer.split() for answer in (*answers, last.stdout)]
+    assert [answer[:2] for answer in answers] == [["1", "27"]] * 3, last.stderr[-2000:]
+    assert sorted(answer[2:] for answer in answers[:2]) == [["compile", "trace"], ["load"]] and answers[2][2:] == ["load"]
+    assert len(list(folder.iterdir())) == 1  # and no lock is left
     assert program.tabulate.__qualname__ in pickle.loads(next(folder.iterdir()).read_bytes()[32:])[0]
+
+
+def test_a_network_and_what_was_adapted_from_it_share_their_programs():
+    """What is told, and the arrays that a program takes, are of the network alone; another width or setting is another program."""
+    config = shrink(uda.get_config("tiny"))
+    assert decisive(config) == decisive(config.stages.source) == decisive(shrink(lessmann.get_config("tiny,tone")))
+    with config.unlocked():
+        config.scoring.classify = "mask"
+    assert decisive(config) != decisive(config.stages.source)
+    assert decisive(config)[1:] == decisive(config.stages.source)[1:]
+
+
+def decisive(config):
+    """(what a run's detector tells, the arrays that it takes of the state: structure and kinds)."""
+    detector = build(config).detector
+    weights = jax.eval_shape(detector.weights, abstract_state(config, build(config)))
+    return detector.decided_by, jax.tree.structure(weights), [(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(weights)]
 
 
 TABLES = """

@@ -7,6 +7,7 @@ up there. A file that is damaged or of something else is ignored and written ane
 """
 
 import contextlib
+import fcntl
 import functools
 import hashlib
 import os
@@ -53,16 +54,29 @@ def forget():
 def _find(key, function, arguments):
     """(the program, seconds), from its file or made and written to it."""
     began, path = time.perf_counter(), _path(key)
-    program = path and _read(path, key)
-    if program:
-        return program, {"load": _since(began)}
-    lowered = function.lower(*arguments)
-    trace, began = _since(began), time.perf_counter()
-    with contextlib.nullcontext() if path is None else _no_cache():
-        program = lowered.compile()
-    if path:
-        _write(path, key, program)
+    with contextlib.nullcontext() if path is None else _alone(path):
+        if program := path and _read(path, key):
+            return program, {"load": _since(began)}
+        began = time.perf_counter()
+        lowered = function.lower(*arguments)
+        trace, began = _since(began), time.perf_counter()
+        with contextlib.nullcontext() if path is None else _no_cache():
+            program = lowered.compile()
+        if path:
+            _write(path, key, program)
     return program, {"trace": trace, "compile": _since(began)}
+
+
+@contextlib.contextmanager
+def _alone(path):
+    """Of processes that want a program at once one makes it, and the others wait and load it. Where files cannot be locked each makes it."""
+    lock = path.with_name(f".{path.name}.lock")
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            fcntl.flock(stack.enter_context(lock.open("w")), fcntl.LOCK_EX)
+            stack.callback(lock.unlink, missing_ok=True)
+        yield
 
 
 @contextlib.contextmanager

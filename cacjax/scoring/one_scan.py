@@ -181,7 +181,8 @@ def detect(image, heart, limit, aorta_hu, run, weighing, clock):
     reading, kinds, units = read_by(weighing, shape, spacing_mm, image.acquisition.slice_thickness_mm)
     case, reading = clock.lap("prepare", jax.device_put((case, reading)))
     how = program.How(plan.how, kinds, finder.classes)
-    finding, tables, apart = program.compute(finder, run.state, case, reading, how, long=plan.long, decided_by=run.decided_by)
+    weights, decided_by = finder.weights(run.state), finder.decided_by or run.decided_by
+    finding, tables, apart = program.compute(finder, weights, case, reading, how, long=plan.long, decided_by=decided_by)
     clock.lap("detect_and_score", (finding, tables), apart)
     clock.seconds |= finding.timings_s
     counts = jax.device_get(finding.counts)

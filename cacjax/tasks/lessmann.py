@@ -1,5 +1,8 @@
 """Source training: the first-stage dilated CNN of Lessmann 2018 on labelled non-contrast CT, with deep supervision."""
 
+import functools
+import json
+
 import jax
 import jax.numpy as jnp
 
@@ -14,7 +17,7 @@ from cacjax.task import Task, beginning
 
 def make(config) -> Task:
     """Build the task; every key that it reads is in configs/lessmann.py."""
-    model, read = network(config), reading(config)
+    model = network(config)
     optimiser = adam(learning_rate(steps=config.steps, **config.optimiser.rate), weight_decay=config.optimiser.weight_decay)
 
     def init(key, batch, stages):
@@ -38,10 +41,20 @@ def make(config) -> Task:
         total = main + config.supervision.auxiliary_weight * model.planes * deep
         return total, {"loss": total, "loss_main": main, "loss_auxiliary": deep}
 
-    def predict(state, hu, wanted=None):
-        return planes.predict(model, state.nets["detector"].params, hu, wanted, **read)
+    return Task(init, train_step, cut_of(config), **answers(config, lambda state: state.nets["detector"].params))
 
-    return Task(init, train_step, cut_of(config), predict=predict, detector=candidates.detector(config, predict))
+
+def answers(config, params_of) -> dict:
+    """`predict` and `detector` of a Task with a plane network. params_of(state): its parameters, all that a program takes of a State, so
+    that runs of one network share their programs, however they were trained."""
+    look = functools.partial(planes.predict, network(config), **reading(config))
+
+    def predict(state, hu, wanted=None):
+        return look(params_of(state), hu, wanted)
+
+    settings = {"model": config.model.to_dict(), "scoring": config.scoring.to_dict(), "grid": config.data.grid.to_dict()}
+    decided_by = json.dumps(settings, sort_keys=True, default=repr)
+    return {"predict": predict, "detector": candidates.detector(config, look)._replace(weights=params_of, decided_by=decided_by)}
 
 
 def cut_of(config):

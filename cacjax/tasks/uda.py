@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from cacjax.inference import candidates, planes
 from cacjax.inference.planes import normalise
 from cacjax.kernels import losses
 from cacjax.models import moments
@@ -21,7 +20,7 @@ from cacjax.models.critic import Critic
 from cacjax.models.dilated import Dilated, centre
 from cacjax.optimise import clip, descend, rmsprop, spectral, start
 from cacjax.task import Net, Task, beginning
-from cacjax.tasks.lessmann import classification, cut_of, network, reading
+from cacjax.tasks.lessmann import answers, classification, cut_of, network
 
 DOMAINS = ("source", "target")
 GROUPS = {"domain": 2, "joint": 1, "none": 0}  # parts of the batch that are normalised each by itself
@@ -49,14 +48,12 @@ def make(config) -> Task:
     """Build the task; every key that it reads is in configs/uda.py."""
     system = system_of(config)
 
-    def predict(state, hu, wanted=None):
+    def params_of(state):
         params = {name: net.params for name, net in state.nets.items()}
-        generator = for_target(params["generator"], params.get("affine"))
-        return planes.predict(system.model, join(generator, params["heads"]), hu, wanted, **reading(config))
+        return join(for_target(params["generator"], params.get("affine")), params["heads"])
 
     steps = functools.partial(init, system), functools.partial(train_step, system)
-    parts = {"predict": predict, "detector": candidates.detector(config, predict), "check": functools.partial(check, config)}
-    return Task(*steps, cut_of(config), **parts)
+    return Task(*steps, cut_of(config), check=functools.partial(check, config), **answers(config, params_of))
 
 
 def system_of(config) -> System:
