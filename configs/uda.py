@@ -10,7 +10,8 @@ Measured:  the published form: not yet trained to its end. `tiny`, whose source 
            .87, .87; adapted from that .92, 19.3, .84, .77. Figures move by about .1 from seed to seed and with another machine's rounding.
            `tiny` in three seeds with every arm: tools/results/uda.md
 Variants:  uda.py:tiny        one orientation, critic statistics over both domains: minutes on a laptop
-           uda.py:tiny,tone   the same, from a source network trained with random tone curves
+           uda.py:tiny,quick  half the scans and steps: the first command of the README
+           uda.py:tiny,tone   as tiny, from a source network trained with random tone curves
            uda.py:tone        published size, source network with tone curves
            uda.py:code        the schedule and the loss of the authors' code: 200 critic and 10 generator updates a block, 50 and 10
                               from epoch 100 on, softmax twice, features of a scan kept in float16;
@@ -35,8 +36,8 @@ from configs import lessmann
 def get_config(variant: str = "") -> ConfigDict:
     """Return the published settings; `variant` is "" or words with commas between: those of lessmann.py, view, code."""
     words = set(filter(None, variant.split(",")))
-    if words - {"tiny", "tone", "three", "view", "code"}:
-        raise ValueError(f"unknown variant {variant!r}: expected words among tiny, tone, three, view, code with commas between")
+    if words - {"tiny", "quick", "tone", "three", "view", "code"}:
+        raise ValueError(f"unknown variant {variant!r}: expected words among tiny, quick, tone, three, view, code with commas between")
     source = lessmann.get_config(",".join(words - {"view", "code"}))
     config = ConfigDict({"task": "uda", "seed": 0})
     config.stages = ConfigDict({"source": source.to_dict() | {"workdir": ""}})
@@ -84,6 +85,8 @@ def get_config(variant: str = "") -> ConfigDict:
         make_tiny(config)
     if "code" in words:
         make_code(config)
+    if "quick" in words:
+        config.steps, config.pretrain_blocks = config.steps // 2, config.pretrain_blocks // 2
     if {"tiny", "three"} <= words:
         config.streams.source.count, config.streams.source.patch, config.streams.source.jitter_px = (12,), 9, 0
     return config.lock()

@@ -8,6 +8,8 @@ import types
 import numpy as np
 import pytest
 
+import cacjax.score
+from cacjax import train
 from cacjax.experiments import cells, commands, ensemble, uda
 from cacjax.experiments import run as experiments
 from cacjax.experiments.uda import EXPERIMENTS, SIZES, Column, Network
@@ -130,6 +132,25 @@ def test_seeds_measured_elsewhere_join_the_medians(tmp_path, monkeypatch, capsys
     with pytest.raises(SystemExit, match="other columns"):
         run("wrong", "--seeds", "0", "--with", there)
     assert not (tmp_path / "wrong").exists()
+
+
+def test_the_first_command_trains_half_and_ends_in_commands_that_can_be_run(tmp_path, monkeypatch, capsys):
+    """Two arms, the source network trained once and for both; then what to look at, and three commands that their parsers take."""
+    out, trained = tmp_path / "quick", {}
+    monkeypatch.setattr(commands, "train", lambda networks, size, folder, seed: trained.update(networks))
+    monkeypatch.setattr(uda, "begin", lambda *_: None)
+    monkeypatch.setattr(uda, "test", lambda *_: None)
+    monkeypatch.setattr(uda, "measure", lambda column, folder: measured([9, 1, 1 + (column.network == "source")], [0, 1, 0]))
+    experiments.main(["uda-quick", "--out", str(out)])
+    assert list(trained) == ["source", "adapted"] and trained["adapted"].needs == {"source": "source"}
+    whole, half = (importlib.import_module("configs.uda").get_config(words) for words in ("tiny", "tiny,quick"))
+    assert (2 * half.steps, 2 * half.stages.source.steps) == (whole.steps, whole.stages.source.steps)
+    printed = capsys.readouterr().out
+    assert f"look at {out}/table.png" in printed and "over its source" in printed
+    scoring, training, table = (line.split("#")[0].split()[2:] for line in printed.splitlines() if " -m cacjax." in line)
+    assert scoring[0] == "cacjax.score" and cacjax.score.parse(scoring[1:]).workdir == str(out / "seed0" / "networks" / "adapted")
+    assert training[0] == "cacjax.train" and train.resolve(training[1:])[0].endswith("configs/heart.py:tiny,whole")
+    assert table[0] == "cacjax.experiments" and experiments.parse(table[1:]).experiment == "uda-table2"
 
 
 FIGURES = ("sensitivity", "fp_mm3", "f1", "sensitivity_pooled", "f1_pooled", "ap_pooled")  # that are measured

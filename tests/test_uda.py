@@ -249,5 +249,5 @@ def test_the_target_is_other_scans_and_has_no_labels(variant):
 
 
 def test_an_unknown_word_of_a_variant_is_told_with_all_that_there_are():
-    with pytest.raises(ValueError, match=r"'tinny'.*tiny, tone, three, view, code"):
+    with pytest.raises(ValueError, match=r"'tinny'.*tiny, quick, tone, three, view, code"):
         uda_config.get_config("tinny")

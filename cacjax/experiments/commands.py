@@ -54,7 +54,7 @@ def training(network, size, root, name, seed) -> list[str]:
 def run(title, commands, log) -> None:
     """Run `python -m ...` commands, shown first; on CPU two at a time, all but the first into `log`. Ends the program on failure."""
     print(f"\n=== {title}", *(f"$ python -m {' '.join(command)}" for command in commands), sep="\n", flush=True)
-    began = time.perf_counter()
+    began, spent = time.perf_counter(), cpu_seconds()
     if len(commands) > 1 and os.environ.get("JAX_PLATFORMS") == "cpu":
         log.parent.mkdir(parents=True, exist_ok=True)
         print(f"(side by side; {log} has what all but the first of them say)", flush=True)
@@ -62,9 +62,14 @@ def run(title, commands, log) -> None:
             codes = list(pool.map(call, commands, [None] + [file] * (len(commands) - 1)))
     else:
         codes = [call(command, None) for command in commands]
-    print(f"=== {title}: {time.perf_counter() - began:.0f} s", flush=True)
+    print(f"=== {title}: {time.perf_counter() - began:.0f} s, {cpu_seconds() - spent:.0f} s of CPU", flush=True)
     if any(codes):
         sys.exit(f"error: {title}: a command above ended with exit code {max(codes, key=abs)}")
+
+
+def cpu_seconds() -> float:
+    """CPU time of all commands that have ended so far."""
+    return os.times().children_user + os.times().children_system
 
 
 def call(command, output) -> int:

@@ -1,6 +1,6 @@
 """One command per published table: train, score and evaluate every arm over seeds, and write ours beside the paper's.
 
-    python -m cacjax.experiments uda-quick --out runs/quickstart                     the main job, minutes on a laptop
+    python -m cacjax.experiments uda-quick --out runs/quickstart                     two arms of Zhai 2022, minutes on a laptop
     python -m cacjax.experiments uda-table2 --size tiny --seeds 3 --out runs/table2  Zhai 2022, Table 2, and further arms
     python -m cacjax.experiments ensemble-table1 --size small --out runs/table1      Gogin 2021, Table 1
     python -m cacjax.experiments cacnet-table1 --size small --out runs/cacnet        Zhang 2018, Tables 1 and 2; cacnet-parts: ablations
@@ -26,6 +26,13 @@ from cacjax.report import tables
 
 PACKAGES = ("cacjax", "jax", "jaxlib", "flax", "optax", "numpy")
 EXPERIMENTS = {name: module for module in (uda, ensemble, cacnet, cyclegan, cells) for name in module.EXPERIMENTS}
+NEXT = {  # experiment: what to look at and to try when it is done, {out} and {seed} as given
+    "uda-quick": """
+look at {out}/table.png and {out}/seed{seed}/evaluation/ccta/comparison.png; then try (yours in place of {out}/test/ccta):
+  {python} -m cacjax.score {out}/test/ccta --workdir {out}/seed{seed}/networks/adapted --out {out}/scored   # scores, pictures, masks
+  {python} -m cacjax.train --config heart.py:tiny,whole --workdir runs/heart   # finds heart and threshold of a CCTA: score --heart
+  {python} -m cacjax.experiments uda-table2 --size tiny --out runs/table2   # all arms and controls, an hour or more"""
+}
 SIZES = tuple(dict.fromkeys(size for module in (uda, ensemble, cacnet, cyclegan, cells) for size in module.SIZES))
 
 
@@ -47,6 +54,13 @@ def main(argv=None) -> None:
     rows = write(module, experiment, results, options, out)
     print(tables.table([module.shown(row) for row in rows], module.SHOWN))
     print(f"\ndone in {(time.perf_counter() - began) / 60:.1f} minutes; {out / 'table.md'}, {out / 'table.png'}, {out / 'seed*'}")
+    print(NEXT.get(options.experiment, "").format(out=out, seed=options.seed, python=interpreter()))
+
+
+def interpreter() -> str:
+    """How this Python is called here: by its place below the working directory, as `tools/do.py` sets one up there, else by its name."""
+    path, here = pathlib.Path(sys.executable), pathlib.Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else "python"
 
 
 def parse(argv):

@@ -69,7 +69,7 @@ def _find(key, function, arguments):
 
 @contextlib.contextmanager
 def _alone(path):
-    """Of processes that want a program at once one makes it, and the others wait and load it. Where files cannot be locked each makes it."""
+    """Of processes that want a program at once one makes it and the others wait and load it; without locks of files each makes it."""
     lock = path.with_name(f".{path.name}.lock")
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
