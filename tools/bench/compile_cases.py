@@ -61,14 +61,12 @@ class Case(NamedTuple):
 
     def measure(self, rounds: int) -> dict:
         """The other columns."""
-        processes = {prefix: _start(folder, self.work, self.shape) for prefix, folder in self.sides.items()}
-        row = {prefix + name: value for prefix, process in processes.items() for name, value in _ask(process).items()}
+        processes = {prefix: _process(folder, self.shape) for prefix, folder in self.sides.items()}
+        row = {prefix + name: value for prefix, process in processes.items() for name, value in _ask(process, self.work).items()}
         taken = {prefix: [] for prefix in processes}
         for _ in range(rounds):
             for prefix, process in processes.items():
-                taken[prefix].append(_ask(process))
-        for process in processes.values():
-            process.communicate("")
+                taken[prefix].append(_ask(process, ""))
         return row | {f"{prefix}warm_ms": round(statistics.median(values), 3) for prefix, values in taken.items()} | {"rounds": rounds}
 
 
@@ -79,16 +77,18 @@ def cases(options):
     return (Case(work, shape, sides) for shape in shapes for work in WORKS)
 
 
-def _start(folder, work, shape):
-    """A process that measures with the version of cacjax in a folder."""
+@functools.cache
+def _process(folder, shape):
+    """The process that measures with the version of cacjax in a folder on a scan of this shape; it ends with this one."""
     environment = os.environ | {"PYTHONPATH": str(folder), "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    words = [sys.executable, __file__, work, *map(str, shape)]
+    words = [sys.executable, __file__, *map(str, shape)]
     return subprocess.Popen(words, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def _ask(process):
-    """The next answer of a process; ends the program where there is none."""
-    process.stdin.write("\n")
+def _ask(process, line):
+    """The answer of a process to a line: a program's name, its figures; an empty one, milliseconds of a call. Ends the program where there
+    is none."""
+    process.stdin.write(f"{line}\n")
     process.stdin.flush()
     line = process.stdout.readline()
     if not line:
@@ -96,23 +96,34 @@ def _ask(process):
     return json.loads(line)
 
 
-def answer(work, *shape):
-    """Measure one program of the version that is imported: its figures at the first line of input, milliseconds of a call at each other."""
+def answer(*shape):
+    """Measure programs of the version that is imported, as `_ask` asks."""
     import jax
 
-    program, given = programs(tuple(map(int, shape)))[work]
+    made = programs(tuple(map(int, shape)))
+    for line in sys.stdin:
+        if work := line.strip():
+            run, given, found = compiled(*made[work])
+            jax.block_until_ready(run(*given))
+        else:
+            began = time.process_time()
+            jax.block_until_ready(run(*given))
+            found = 1e3 * (time.process_time() - began)
+        print(json.dumps(found), flush=True)
+
+
+def compiled(program, given):
+    """(the compiled program, its arguments, its figures); nothing that was traced before is used again."""
+    import jax
+
+    jax.clear_caches()
     began = time.process_time()
     lowered = jax.jit(program).lower(*given)
-    traced, lines = time.process_time(), lowered.as_text().count("\n")
+    traced = time.process_time()
+    lines, before = lowered.as_text().count("\n"), time.process_time()
     run = lowered.compile()
-    figures = lines, round(traced - began, 3), round(time.process_time() - traced, 3)
-    jax.block_until_ready(run(*given))
-    answers = dict(zip(FIGURES, figures))
-    for _ in sys.stdin:
-        print(json.dumps(answers), flush=True)
-        began = time.process_time()
-        jax.block_until_ready(run(*given))
-        answers = 1e3 * (time.process_time() - began)
+    figures = lines, round(traced - began, 3), round(time.process_time() - before, 3)
+    return run, given, dict(zip(FIGURES, figures))
 
 
 def programs(shape):
@@ -141,7 +152,8 @@ def programs(shape):
     weighing = one_scan.Weighing({"default": rules.named("default")}, "default", None)
     reading, kinds, _ = one_scan.read_by(weighing, shape, spacing_mm)
     how = program.How(plan.how, kinds, task.detector.classes)
-    state, case, reading = jax.device_put((state, case, reading))
+    weights = task.detector.weights(state) if hasattr(task.detector, "weights") else state  # an earlier version took all of it
+    state, weights, case, reading = jax.device_put((state, weights, case, reading))
     label = jax.device_put(np.pad(scan.label, [(0, m - n) for m, n in zip(case.hu.shape, shape)]))
     mask, kind = label > 0, {"n_regions": 6, "connectivity": kinds[0].connectivity, "peak": kinds[0].peak}
     return {
@@ -155,7 +167,7 @@ def programs(shape):
         "predict": (task.predict, (state, case.hu, mask)),
         "detect_and_score": (
             lambda *given: program.detect_and_score(task.detector.find, *given, how),
-            (state, case, reading),
+            (weights, case, reading),
         ),
     }
 

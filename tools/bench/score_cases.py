@@ -71,7 +71,7 @@ def cases(options):
     unit = rules.pixel_score(rule, spacing_mm)
     reading, kinds, _ = one_scan.read_by(one_scan.Weighing({"default": rule}, "default", None), shape, spacing_mm)
     how = program.How(plan.how, kinds, classes)
-    given = state, case, jax.device_put(reading)
+    given = task.detector.weights(state), case, jax.device_put(reading)
     whole, took = compiled(lambda *given: program.detect_and_score(task.detector.find, *given, how), *given)
     after = functools.partial(by_scipy, scan, grids.cut(label, shape), config)
     mask, agatston = after()
