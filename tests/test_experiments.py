@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 import types
 
 import numpy as np
@@ -146,6 +147,7 @@ def test_the_first_command_trains_half_and_ends_in_commands_that_can_be_run(tmp_
     whole, half = (importlib.import_module("configs.uda").get_config(words) for words in ("tiny", "tiny,quick"))
     assert (2 * half.steps, 2 * half.stages.source.steps) == (whole.steps, whole.stages.source.steps)
     printed = capsys.readouterr().out
+    assert re.search(r"done in \d+\.\d minutes on \d+ cores of together [1-9]\d* GFLOP/s; ", printed)
     assert f"look at {out}/table.png" in printed and "over its source" in printed
     scoring, training, table = (line.split("#")[0].split()[2:] for line in printed.splitlines() if " -m cacjax." in line)
     assert scoring[0] == "cacjax.score" and cacjax.score.parse(scoring[1:]).workdir == str(out / "seed0" / "networks" / "adapted")

@@ -16,10 +16,13 @@ OUT/table.png draws it; OUT/seed<N>/evaluation has every seed's own tables and p
 import argparse
 import datetime
 import json
+import os
 import pathlib
 import sys
 import time
 from importlib.metadata import version
+
+import numpy as np
 
 from cacjax.experiments import cacnet, cells, commands, cyclegan, ensemble, uda
 from cacjax.report import tables
@@ -53,8 +56,19 @@ def main(argv=None) -> None:
         write(module, experiment, results, options, out)  # what was measured stays, should the next be cut short
     rows = write(module, experiment, results, options, out)
     print(tables.table([module.shown(row) for row in rows], module.SHOWN))
-    print(f"\ndone in {(time.perf_counter() - began) / 60:.1f} minutes; {out / 'table.md'}, {out / 'table.png'}, {out / 'seed*'}")
+    spent = f"{(time.perf_counter() - began) / 60:.1f} minutes on {os.cpu_count()} cores of together {matrix_product():.0f} GFLOP/s"
+    print(f"\ndone in {spent}; {out / 'table.md'}, {out / 'table.png'}, {out / 'seed*'}")
     print(NEXT.get(options.experiment, "").format(out=out, seed=options.seed, python=interpreter()))
+
+
+def matrix_product(side=2048) -> float:
+    """Speed of NumPy's float32 matrix product on all cores, GFLOP/s, best of three: says what a time on this machine is worth elsewhere."""
+    square, seconds = np.ones((side, side), np.float32), []
+    for _ in range(3):
+        began = time.perf_counter()
+        square @ square
+        seconds.append(time.perf_counter() - began)
+    return 2e-9 * side**3 / min(seconds)
 
 
 def interpreter() -> str:

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from cacjax.data import loader, sampling
+from cacjax.data import sampling
 from cacjax.data.sampling import StreamSpec
 
 
@@ -29,6 +29,8 @@ def example_batch(streams) -> dict:
 
 def batches_of(streams, records, config, step: int):
     """The loader of streams from {split: records}, at the position that follows from `step`."""
+    from cacjax.data import loader  # brings in Grain, which a run that answers does without
+
     return loader.make_loader(
         records,
         streams,
