@@ -188,7 +188,7 @@ def test_a_cohort_gives_structures_as_labels(monkeypatch):
     )
     monkeypatch.setitem(vars(cacjax.phantom), "make_scan", lambda *args, **grid: fake)
     both = [phantom.settings(settings | more) for more in ({"labels": "structures"}, {"labels": "classes"})]
-    labels = [int(phantom.make((0, 1), settings=each, split="a")[0][0]["label"].max()) for each in both]
+    labels = [int(phantom.make(("a", 0, 1), settings=each)[0][0]["label"].max()) for each in both]
     assert labels == [7, 1]
     with pytest.raises(ValueError, match="classes, structures, marks, visible, got 'overlay'"):
         phantom.settings(settings | {"labels": "overlay"})

@@ -45,16 +45,17 @@ class PhantomCohort(tfds.core.GeneratorBasedBuilder):
     def _split_generators(self, dl_manager):
         if self.builder_config.settings.get("labels") == "marks":
             marks.write(_folder(self), [], mode="w")
-        return {name: self._generate_examples(name) for name in self.builder_config.settings["splits"]}
-
-    def _generate_examples(self, split):
         config = self.builder_config
-        work = functools.partial(make, settings=config.settings, split=split)
         how = {"workers": config.workers, "progress": config.progress}
-        jobs = enumerate(seeds(config.settings, split, **how))
-        title = f"{'pairs' if 'paired' in config.settings['splits'][split] else 'phantom'} {split}"
-        made = itertools.chain.from_iterable(records.run(work, jobs, title=title, **how))
-        for number, (record, review) in enumerate(made):
+        jobs = {split: [(split, *job) for job in enumerate(seeds(config.settings, split, **how))] for split in config.settings["splits"]}
+        # All splits by the same processes, which take long to start: one split after another is written, in this order.
+        work = functools.partial(make, settings=config.settings)
+        made = records.run(work, itertools.chain(*jobs.values()), title="phantom scans", **how)
+        wanted = {split: len(part) for split, part in jobs.items()} | {list(jobs)[-1]: None}  # the last takes the rest, which ends them
+        return {split: self._generate_examples(itertools.islice(made, wanted[split])) for split in jobs}
+
+    def _generate_examples(self, made):
+        for number, (record, review) in enumerate(itertools.chain.from_iterable(made)):
             if review:
                 marks.write(_folder(self), [review])
             yield number, record
@@ -141,9 +142,11 @@ def domain(split: str) -> str:
     return "target" if split.startswith("target") else "source"
 
 
-def make(job: tuple[int, int], *, settings: dict, split: str) -> list[tuple[dict, marks.Review | None]]:
-    """The record of each scan of a patient, and whether its labels need a review; follows from the arguments alone. job: (number, seed)."""
-    (number, seed), part = job, settings["splits"][split]
+def make(job: tuple[str, int, int], *, settings: dict) -> list[tuple[dict, marks.Review | None]]:
+    """The record of each scan of a patient, and whether its labels need a review; follows from the arguments alone. job: (split, number,
+    seed)."""
+    split, number, seed = job
+    part = settings["splits"][split]
     protocols = part["protocol"].split(",")
     protocol = protocols[number % len(protocols)]
     if pool.drawn_again(number, part.get("calcified", 0.0)):
