@@ -91,7 +91,7 @@ class Detector(NamedTuple):
     weights(state): what of a State `find` needs; all of it unless the system says otherwise. decided_by: text of all settings that
     decide what `find` does, None where it takes all of the config to say: two runs that tell the same share their programs.
     classes: the labels that it can answer, a row of scores each. check(counts) -> flags {code: note}: what the Finding's counts say
-    against it, on the host; raises ScanError where it is none.
+    against it, on the host; raises ScanError where it is none. own_heart: whether it finds the heart itself where none is given.
     """
 
     plan: Callable
@@ -100,6 +100,7 @@ class Detector(NamedTuple):
     check: Callable | None = None
     weights: Callable = lambda state: state
     decided_by: str | None = None
+    own_heart: bool = False
 
 
 class Task(NamedTuple):

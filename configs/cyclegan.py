@@ -73,7 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.scoring.least_probability = 0.5  # of calcium in a slice that counts, with gate "classifier"
     config.scoring.least_lesion = 0.0  # HU x mm³ of the map that connected calcium adds up to
     config.scoring.least_sum = 0.0  # HU x mm² of the map of a slice that counts, with gate "map"
-    config.scoring.least_heart_ml = 100.0  # less is none: refused
+    config.scoring.check_heart = True  # what can be no heart is refused (see cacjax.kernels.anatomy)
     config.scoring.window, config.scoring.wide = 224, 320  # pixels of a slice, about the heart and where none is asked for
     config.scoring.floor_hu = -10.0  # where the twin is darker, nothing is taken
     config.scoring.least_hu = 1.0  # from which a map is calcium
@@ -114,4 +114,4 @@ def make_test(config: ConfigDict) -> None:
     config.streams.train.update({"size": (1, 16, 16), "count": (4,)})
     config.validation.held_out.update({"size": (1, 16, 16), "count": (4,)})
     config.scoring.window = config.scoring.wide = 16
-    config.scoring.least_heart_ml = 0.0
+    config.scoring.check_heart = False  # nothing was learned

@@ -147,7 +147,7 @@ def by_brightness(classes=8):
 
 
 @pytest.mark.parametrize("flips", [(1, 1, 1), (-1, 1, -1)])
-def test_structures_come_back_to_the_scan_and_specks_are_dropped(flips):
+def test_structures_come_back_to_the_scan_and_specks_are_dropped(flips, any_heart):
     hu = np.zeros((30, 60, 60))
     hu[9:21, 12:48, 12:48] = 100  # 36 x 36 x 54 mm
     hu[9:21, 12:18, 12:48] = 600
@@ -168,6 +168,39 @@ def test_no_heart_is_refused():
         hearts.find(by_brightness(), image_of(np.zeros((8, 20, 20))))
     with pytest.raises(scan.ScanError, match="empty_heart"):
         hearts.find(np.zeros((8, 20, 20)), image_of(np.zeros((8, 20, 20))))
+
+
+def test_what_is_no_heart_is_refused_by_number(ccta):
+    """A phantom's own heart passes whole and cut; one without lungs, upside down, mirrored, of another size or with a chamber too large
+    or missing is refused, each for its own reason."""
+    mm, around = np.array([3.0, 2.2, 2.2]), ((1, 1), (0, 0), (0, 0))
+    heart, hu = np.pad(ccta.structures, around), np.pad(ccta.hu, around, mode="edge")
+
+    def found(structures, hu=hu, spacing_mm=mm):
+        image = scan.Scan(hu.astype(np.float32), np.diag([*spacing_mm, 1.0])[[2, 1, 0, 3]], "p", Acquisition())
+        return hearts.find(run_of_heart(structures), image)
+
+    assert found(heart).flags == {}
+    assert set(found(heart[:22], hu[:22]).flags) == {"heart_cut"}  # of the aorta and the left atrium next to nothing is in view
+    chambers = np.where(heart == 1, 2, heart)
+    cases = {
+        "volume .. ml, expected 100 to 2500": (heart, hu, mm / 2.5),
+        "volume 3... ml": (heart, hu, mm * 1.6),
+        "lung beside it 0 %, expected 5 to 100": (heart, np.maximum(hu, -100)),
+        "LV cavity 0 % of the chambers, expected 4 to 45": (chambers,),
+        "LA behind RV by -.. mm, expected 15 to 130": (np.flip(heart, 1), np.flip(hu, 1)),
+        "LV cavity left of RA by -.. mm, expected 20 to 160": (np.flip(heart, 2), np.flip(hu, 2)),
+        "ascending aorta above LV cavity by -.. mm, expected 5 to 130": (np.flip(heart, 0), np.flip(hu, 0)),
+    }
+    for text, case in cases.items():
+        with pytest.raises(scan.ScanError, match=text) as refusal:
+            found(*case)
+        assert refusal.value.code == "no_heart"
+
+
+def run_of_heart(structures):
+    run = stand_in_heart(None, (3.0, 3.0, 3.0))
+    return run._replace(task=run.task._replace(segment=lambda state, hu, spacing_mm: structures))
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +291,7 @@ def marks_bright(hu, wanted):
     return label, label.astype(jnp.float32)
 
 
-def test_heart_network_limits_detection_from_the_command_line(tmp_path, monkeypatch):
+def test_heart_network_limits_detection_from_the_command_line(tmp_path, monkeypatch, any_heart):
     """A lesion in the heart is scored, one far off is not; the heart is written and serves as a mask; resuming minds the network."""
     spacing_mm = (3.0, 1.0, 1.5)
     hu = np.zeros((30, 60, 60), np.int16)
@@ -299,7 +332,7 @@ def test_a_trained_heart_network_loads_and_answers(records, tmp_path):
     assert score_module.load_heart("mask.nii.gz") == "mask.nii.gz" and score_module.load_heart(None) is None
 
 
-def test_a_limit_by_the_heart_is_the_same_from_mask_and_network():
+def test_a_limit_by_the_heart_is_the_same_from_mask_and_network(any_heart):
     hu = np.zeros((30, 60, 60))
     hu[9:21, 12:48, 12:48] = 100
     hu[15, 30:33, 30:32] = 900

@@ -40,7 +40,7 @@ def affine(spacing_mm):
 def run_of(**scoring):
     """A run whose heart is what is not fat, whose generator takes what is above blood, whose gate is a pixel of 300 HU."""
     config = cyclegan.get_config("test").copy_and_resolve_references().unlock()
-    config.scoring.update({"window": 40, "wide": 60, "least_heart_ml": 5.0, "floor_hu": None} | scoring)
+    config.scoring.update({"window": 40, "wide": 60, "check_heart": False, "floor_hu": None} | scoring)
     config.data.grid.spacing_mm = (1.5, 1.0, 1.0)
     heart_config = config.stages.slices.stages.heart
     heart_config.data.grid.spacing_mm = (3.0, 2.0, 2.0)
@@ -91,7 +91,7 @@ def test_heart_that_is_given_goes_before_the_network():
     image, heart, _ = scan()
     assert one_scan.score(image, detector=run_of(), heart=heart).map.max() == pytest.approx(CALCIUM - BLOOD, abs=0.1)
     elsewhere = np.roll(heart, 20, 1) & (np.arange(60) > 40)[:, None]
-    assert one_scan.score(image, detector=run_of(least_heart_ml=0.0), heart=elsewhere).map.max() == 0
+    assert one_scan.score(image, detector=run_of(check_heart=True), heart=elsewhere).map.max() == 0
 
 
 def test_scan_without_calcium_scores_0():
@@ -132,15 +132,28 @@ def test_calcium_that_adds_up_to_little_is_none():
 
 def test_without_a_heart_the_middle_of_the_scan_is_seen():
     result = one_scan.score(scan()[0], detector=run_of(heart=False))
+    assert "heart_not_checked" in result.record["flags"]
     assert result.map.max() == pytest.approx(CALCIUM - BLOOD, abs=0.1) and result.record["counts"]["slices_with_heart"] == 19
 
 
 def test_no_heart_is_refused_and_a_cut_one_flagged():
-    with pytest.raises(ScanError, match="found 0 ml") as refusal:
-        one_scan.score(Scan(np.full((8, 40, 40), FAT, np.float32), affine((3, 1, 1)), Acquisition(), "scan"), detector=run_of())
+    """A block of blood of the size of a heart: refused in fat, scored between lungs; a mask that is given is not in question."""
+    with pytest.raises(ScanError, match="volume 0 ml, expected 100 to 2500; lung beside it 0 %, expected 5 to 100") as refusal:
+        score_block(np.full((8, 40, 40), FAT, np.float32))
     assert refusal.value.code == "no_heart"
+    hu = np.full((36, 112, 112), FAT, np.float32)
+    hu[3:-3, 21:91, 21:91] = BLOOD
+    with pytest.raises(ScanError, match="no heart: lung beside it 0 %"):
+        score_block(hu)
+    assert "heart_not_checked" not in score_block(hu, heart=hu == BLOOD)
+    hu[:, :, 100:] = -860.0
+    assert score_block(hu) == []
     assert "heart_cut" in one_scan.score(scan(cut=True)[0], detector=run_of()).record["flags"]
     assert "heart_cut" not in one_scan.score(scan()[0], detector=run_of()).record["flags"]
+
+
+def score_block(hu, **options):
+    return one_scan.score(Scan(hu, affine((3, 1, 1)), Acquisition(), "scan"), detector=run_of(check_heart=True), **options).record["flags"]
 
 
 def test_one_program_gives_what_steps_give():

@@ -203,18 +203,18 @@ def test_from_the_command_line(tmp_path, monkeypatch, ccta, native):
 
     code, reasons, record = run(ccta, "--heart", tmp_path / "run", "--threshold-hu", "auto")
     expected = threshold.choose("auto", "scan", ccta[0], ccta[1])[0]
-    assert (code, reasons) == (0, {"enhanced"}) and record["threshold"]["hu"] == pytest.approx(expected["hu"])
+    assert (code, reasons) == (0, {"enhanced heart_cut"}) and record["threshold"]["hu"] == pytest.approx(expected["hu"])
     assert record["threshold"]["n_voxels"] == expected["n_voxels"] and record["threshold"]["box"] == list(expected["box"])
     assert (tmp_path / "out" / "p_heart.png").stat().st_size > 10_000
     assert run(ccta, "--heart", tmp_path / "run")[:2] == (1, {"contrast_enhanced"})
     code, reasons, record = run(ccta)
-    assert (code, reasons, record["status"]) == (0, {"contrast_enhanced"}, "scored")
+    assert (code, reasons, record["status"]) == (0, {"contrast_enhanced heart_not_checked"}, "scored")
     assert threshold.FLAGS["contrast_enhanced"] in record["notes"]
-    assert run(native, "--heart", tmp_path / "run")[:2] == (0, {""})
+    assert run(native, "--heart", tmp_path / "run")[:2] == (0, {"heart_cut"})
     (tmp_path / "rois").mkdir()
     (tmp_path / "rois" / "p.txt").write_text("0 0 0 0 0 0 800 20")
     code, reasons, record = run(ccta, "--aorta-roi", tmp_path / "rois")
-    assert (code, reasons, record["threshold"]["hu"]) == (0, {"enhanced bright_lumen"}, 860)
+    assert (code, reasons, record["threshold"]["hu"]) == (0, {"enhanced bright_lumen heart_not_checked"}, 860)
     assert record["settings"]["aorta_roi"] == str(tmp_path / "rois" / "p.txt")
 
 
@@ -229,6 +229,6 @@ def test_the_measured_mean_serves_the_view(ccta):
     segmenter = stand_in_heart(None, SPACING)
     segmenter = segmenter._replace(task=segmenter.task._replace(segment=lambda state, hu, spacing_mm: heart.structures))
     record = one_scan.score(image, detector=detector, heart=segmenter, threshold_hu="auto").record
-    assert record["aorta_hu"] == pytest.approx(record["threshold"]["mean_hu"]) and record["flags"] == ["enhanced"]
+    assert record["aorta_hu"] == pytest.approx(record["threshold"]["mean_hu"]) and record["flags"] == ["enhanced", "heart_cut"]
     unknown = one_scan.score(image, detector=detector, threshold_hu=300.0).record
-    assert unknown["aorta_hu"] is None and "mean of the aorta" in unknown["notes"][-1]
+    assert unknown["aorta_hu"] is None and "view_not_applied" in unknown["flags"]

@@ -14,7 +14,7 @@ from jax import lax
 
 from cacjax.classes import AIR_HU, CLASSES, CORONARY
 from cacjax.inference import steps, windows
-from cacjax.kernels import grids, lesions, slabs
+from cacjax.kernels import anatomy, grids, lesions, slabs
 from cacjax.task import Detector, Finding, Plan, is_traced
 
 CAC = CLASSES.index("CAC")
@@ -135,7 +135,7 @@ def detector(config, heart_config, parts: Parts) -> Detector:
         arrays = case.plan
         volume = laps.lap("slabs", _resample(case.hu, arrays.there))
         inside = laps.lap("heart network", _inside(volume.shape, find_heart(state, case, how[0], traced), arrays))
-        first, counts = _place(inside, arrays, how[0] != "none")
+        first, counts = _place(volume, inside, arrays, how=how[0], new_mm=tuple(grid.spacing_mm))
         pictures, masks = _windows(volume, inside, first, size=size)
         wanted = masks.any((1, 2))
         kept, probability = wanted, None
@@ -169,7 +169,7 @@ def detector(config, heart_config, parts: Parts) -> Detector:
         sums = windows.add_up(parts.heart, state, coarse, arrays.to_heart.shape, arrays.corners, arrays.count, traced=traced, **window)
         return _largest(sums, jnp.asarray(arrays.to_heart.shape))
 
-    return Detector(plan, find, classes=(CAC,))
+    return Detector(plan, find, classes=(CAC,), own_heart=scoring.heart)
 
 
 def _timed(finding, counts, laps):
@@ -204,13 +204,15 @@ def _inside(shape, heart, arrays):
     return mask & within[0][:, None, None] & within[1][:, None] & within[2]
 
 
-@functools.partial(jax.jit, static_argnums=2)
-def _place(inside, arrays, about_heart):
-    """(row and column of the middle of the window, counts) of a heart on slabs."""
+@functools.partial(jax.jit, static_argnames=("how", "new_mm"))
+def _place(volume, inside, arrays, *, how, new_mm):
+    """(row and column of the middle of the window, counts) of a heart on slabs; of one that is given no share of lung."""
     pixels = inside.sum((1, 2))
     ends = pixels[jnp.array([0, 0])].at[1].set(pixels[arrays.there.shape[0] - 1])
     counts = {"heart_ml": inside.sum() * (arrays.voxel_mm3 / 1000), "heart_reaches_end": (ends > 0).any()}
-    if not about_heart:
+    if how == "found":
+        counts["lung_share"] = anatomy.lung_share(inside, volume, new_mm)
+    if how == "none":
         return arrays.first, {}
     along = [inside.sum((0, 2)), inside.sum((0, 1))]
     middle = [(jnp.arange(len(n)) * n).sum() / jnp.maximum(n.sum(), 1) for n in along]

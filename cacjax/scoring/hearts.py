@@ -11,25 +11,28 @@ import numpy as np
 
 from cacjax.classes import AORTA, STRUCTURES
 from cacjax.files import scan
+from cacjax.kernels import anatomy
 
-LEAST_ML = 50.0  # of a heart that a network finds: less is a mistake, or a scan of something else
+CHAMBERS = 6  # classes of a network that tells them apart
+NOT_CHECKED = {"heart_not_checked": "no heart network looked at the scan: whether a heart is in view was not checked"}
 
 
 class Heart(NamedTuple):
     """mask: bool on the scan's own grid; structures: uint8 (indices of STRUCTURES) there, or None; classes: how many of STRUCTURES
-    were looked for, 0 for a mask; source: "mask" or "network"."""
+    were looked for, 0 for a mask; source: "mask" or "network"; flags: {code: note}."""
 
     mask: np.ndarray
     structures: np.ndarray | None
     classes: int
     source: str
+    flags: dict = {}  # noqa: RUF012
 
 
 def find(given, image):
     """The `Heart` of a Scan, or None where nothing is given.
 
     given: a mask as path or array, or the run of a segmentation network (config, task, state). Raises ScanError `grid_mismatch`,
-    `empty_heart`, or `no_heart` where the network finds none.
+    `empty_heart`, or `no_heart` where what the network finds can be none (see `cacjax.kernels.anatomy`).
     """
     if given is None:
         return None
@@ -53,14 +56,16 @@ def as_mask(mask, image):
 
 
 def _segmented(run, image):
-    turned = scan.oriented(image)
-    structures = scan.restore(run.task.segment(run.state, turned.hu, scan.spacing_mm(turned.affine)), image)
+    turned, classes = scan.oriented(image), int(run.config.model.classes)
+    spacing_mm = scan.spacing_mm(turned.affine)
+    structures = run.task.segment(run.state, turned.hu, spacing_mm)
     mask = (structures > 0) & (structures != AORTA)
-    found_ml = float(mask.sum() * np.prod(scan.spacing_mm(image.affine)) / 1000)
-    if found_ml < LEAST_ML:
-        text = f"{image.path}: expected a heart of at least {LEAST_ML:g} ml, the network found {found_ml:.0f} ml"
-        raise scan.ScanError("no_heart", text)
-    return Heart(mask, structures, int(run.config.model.classes), "network")
+    cut, heart_ml = bool(mask[[0, -1]].any()), float(mask.sum() * np.prod(spacing_mm) / 1000)
+    parts = {"structures": structures, "spacing_mm": spacing_mm} if classes >= CHAMBERS else {}
+    if against := anatomy.contradictions(heart_ml, anatomy.lung_share(mask, turned.hu, spacing_mm), cut=cut, **parts):
+        raise scan.ScanError("no_heart", f"{image.path}: what the network found is no heart: {'; '.join(against)}")
+    mask, structures = (scan.restore(each, image) for each in (mask, structures))
+    return Heart(mask, structures, classes, "network", anatomy.CUT if cut else {})
 
 
 def describe(heart, image):

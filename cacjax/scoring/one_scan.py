@@ -106,7 +106,7 @@ def score(
     limit, doubts = threshold.choose(threshold_hu, of_system["threshold"], image, heart, **given)
     clock.lap("threshold")
     flags = {flag: scan.FLAGS[flag] for flag in image.acquisition.flags} | told.flags_of(limit, named, weighing.rules, image)
-    flags |= {flag: threshold.FLAGS[flag] for flag in doubts}
+    flags |= {flag: threshold.FLAGS[flag] for flag in doubts} | (heart.flags if heart and regions is None else {})
     if regions is not None:
         result = score_regions(image, regions, limit, weighing, clock)
     else:
@@ -187,6 +187,7 @@ def detect(image, heart, limit, aorta_hu, run, weighing, clock):
     clock.seconds |= finding.timings_s
     counts = jax.device_get(finding.counts)
     flags = plan.flags | (finder.check(counts) if finder.check else {})
+    flags |= {} if heart or finder.own_heart else hearts.NOT_CHECKED
     rows = []
     for (name, rule), totals, category in zip(weighing.rules.items(), tables.totals, tables.categories):
         each = scores.from_totals(totals, spacing_mm, rule, units[name], mass_factor=weighing.mass_factor)

@@ -63,8 +63,8 @@ def describe_rule(name, rule, image):
 def flags_of(limit, asked, used, image):
     """Flags {code: note}: what a reader of the scores should know. asked, used: {name: rule} before and after the tube voltage is known."""
     kvp, notes = image.acquisition.kvp, {}
-    if image.acquisition.contrast and limit["from"] == "assumed non-contrast":
-        words = "the header names a contrast agent, but no scan threshold was given: enhanced blood may count as calcium"
+    if image.acquisition.contrast and limit["from"] not in ("option", "mean + 3 SD"):
+        words = f"the header names a contrast agent, but scored from {limit['hu']:g} HU ({limit['from']}): enhanced blood may count"
         notes["contrast_agent"] = [words]
     if limit["hu"] > LEAST_ENHANCED_HU:
         notes["enhanced"] = [f"scored from {limit['hu']:.0f} HU, above enhanced blood: does not compare with scores of non-contrast CT"]

@@ -14,14 +14,13 @@ from cacjax.data.sampling import Cut
 from cacjax.files.scan import ScanError
 from cacjax.inference import removal
 from cacjax.inference.removal import Seen
-from cacjax.kernels import losses, slices
+from cacjax.kernels import anatomy, losses, slices
 from cacjax.models.patchgan import PatchGAN
 from cacjax.models.resnet import EncoderDecoder
 from cacjax.optimise import adam, average, follow, learning_rate, start, trapezoid
 from cacjax.task import Net, Task, beginning, build
 from cacjax.tasks.heart import windows_of
 
-HEART_CUT = "the heart reaches the first or the last slice: calcium beyond it is not scored"
 NEAR_PX = 3  # of true calcium: a map there is in the right place
 
 
@@ -204,9 +203,14 @@ def make(config) -> Task:
 
 def check(scoring, counts) -> dict:
     """Flags {code: note} of a finding by its counts. Raises ScanError `no_heart`."""
-    if scoring.heart and (ml := float(counts["heart_ml"])) < scoring.least_heart_ml:
-        raise ScanError("no_heart", f"expected a heart of at least {scoring.least_heart_ml:g} ml, found {ml:.0f} ml")
-    return {"heart_cut": HEART_CUT} if scoring.heart and counts["heart_reaches_end"] else {}
+    if not scoring.heart:
+        return {}
+    cut = bool(counts["heart_reaches_end"])
+    if scoring.check_heart and "lung_share" in counts:  # by the network
+        against = anatomy.contradictions(float(counts["heart_ml"]), float(counts["lung_share"]), cut=cut)
+        if against:
+            raise ScanError("no_heart", f"what the network found is no heart: {'; '.join(against)}")
+    return anatomy.CUT if cut else {}
 
 
 def choose(first, a, b):
