@@ -172,7 +172,7 @@ def test_splits_have_patients_of_their_own():
         ({"splits": {}}, "data.splits is empty"),
         (
             {"splits": {"source_train": {"protocol": "ct", "count": 1, "calcified": 0.0, "categories": (), "paired": False}}},
-            "expected protocols among chest",
+            "data.splits.source_train: protocol must be one of chest",
         ),
         (
             {"splits": {"source_train": {"protocol": "ccta", "count": 0, "calcified": 0.0, "categories": (), "paired": False}}},

@@ -2,13 +2,13 @@
 
 Settings: seed, shape (voxels), grid (its spacing_mm: phantoms are made on it, so that its kind changes nothing; but of kind "cells" or
 "slabs" they are made at acquired_mm), splits {name: {protocol, count, calcified, categories, paired}}; a protocol may be several with
-commas between, taken in turn. A split whose name starts with "target" is of the target domain, any other of the source. calcified: the
-share of a split's patients that are drawn again until they have calcium (half of a screening cohort has none). categories: in place of a
-count, how many patients of each category A to E, see cacjax.phantom.pool. paired: two scans of each of the `count` patients, see
-cacjax.phantom.make_pair, as SPLIT-0000a and SPLIT-0000b. labels: "classes" of calcium, "structures", 0-7 as in
-cacjax.classes.STRUCTURES, "marks": CAC in what a point on each lesion gives, see cacjax.data.marks (scans that come out in another category
-are in review.csv), or "visible": CAC where coronary calcium can be seen, at any HU value, see cacjax.phantom.observer.visible; that of the
-aorta and the valves is background.
+commas between, taken in turn, each with a scene or without one, "chest:abdomen" (see cacjax.phantom.scenes). A split whose name starts with
+"target" is of the target domain, any other of the source. calcified: the share of a split's patients that are drawn again until they have
+calcium (half of a screening cohort has none). categories: in place of a count, how many patients of each category A to E, see
+cacjax.phantom.pool. paired: two scans of each of the `count` patients, see cacjax.phantom.make_pair, as SPLIT-0000a and SPLIT-0000b.
+labels: "classes" of calcium, "structures", 0-7 as in cacjax.classes.STRUCTURES, "marks": CAC in what a point on each lesion gives, see
+cacjax.data.marks (scans that come out in another category are in review.csv), or "visible": CAC where coronary calcium can be seen, at any
+HU value, see cacjax.phantom.observer.visible; that of the aorta and the valves is background.
 """
 
 import functools
@@ -25,9 +25,8 @@ import cacjax.phantom
 from cacjax.classes import CLASSES, CORONARY
 from cacjax.data import marks, records
 from cacjax.kernels import grids
-from cacjax.phantom import cohort, observer, pool
+from cacjax.phantom import acquisition, cohort, observer, pool
 
-PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
 LABELS = ("classes", "structures", "marks", "visible")
 DECIDE_NOTHING = ("__init__", "__main__", "check", "folder", "picture")  # modules of cacjax.phantom that no scan depends on
 
@@ -90,9 +89,13 @@ def _split(name, data) -> dict:
     part = {"protocol": data["protocol"], "count": sum(categories) or int(data["count"])}
     part |= ({"calcified": share} if share else {}) | ({"categories": categories} if categories else {})
     part |= {"paired": True} if data["paired"] else {}
-    unknown = set(part["protocol"].split(",")) - set(PROTOCOLS)
-    if unknown or part["count"] < 1 or not 0 <= share <= 1:
-        expected = f"protocols among {', '.join(PROTOCOLS)}, a positive count and a share of calcified patients from 0 to 1"
+    for protocol in part["protocol"].split(","):
+        try:
+            acquisition.split(protocol)
+        except ValueError as error:
+            raise ValueError(f"data.splits.{name}: {error}") from None
+    if part["count"] < 1 or not 0 <= share <= 1:
+        expected = "a positive count and a share of calcified patients from 0 to 1"
         raise ValueError(f"data.splits.{name}: expected {expected}, got {part}")
     if categories and (len(categories) != 5 or min(categories) < 0 or share or "," in part["protocol"]):
         raise ValueError(f"data.splits.{name}: expected five numbers of patients, one protocol and no share of calcified, got {part}")

@@ -5,6 +5,7 @@ import functools
 import sys
 
 PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
+SCENES = ("abdomen", "neck", "head", "wide", "arms_down", "arms_up")
 MOST_AGAIN = 5_000  # patients: beyond, one that is drawn again could be another one, see pool.AGAIN
 
 
@@ -14,6 +15,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m cacjax.phantom", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--out", metavar="DIR", help="folder for the scans (with --check: for its tables)")
+    p.add_argument("--scene", choices=SCENES, help="a wide patient, arms in view, or a region without a heart")
     p.add_argument("--n", type=int, default=4, help="number of patients")
     p.add_argument("--protocol", choices=PROTOCOLS, default="ccta", help="how they are scanned")
     p.add_argument("--seed", type=int, default=0, help="seed of the first patient; the next ones follow")
@@ -78,12 +80,13 @@ def _write(options):
     from cacjax.phantom import folder, pool
 
     seeds = range(options.seed, options.seed + options.n)
+    protocol = f"{options.protocol}:{options.scene}" if options.scene else options.protocol
     if options.categories:
         spread = functools.partial(folder.spread, workers=options.workers)
-        seeds = pool.draw(options.categories, options.seed, options.protocol, spread=spread)
+        seeds = pool.draw(options.categories, options.seed, protocol, spread=spread)
     truths = folder.write_cohort(
         options.out,
-        options.protocol,
+        protocol,
         seeds,
         shape=options.shape,
         spacing_mm=options.spacing,
@@ -96,7 +99,7 @@ def _write(options):
     )
     with_calcium = sum(t["agatston"]["total"] > 0 for t in truths)
     see = "manifest.csv and pairs.csv" if options.pairs else "manifest.csv"
-    print(f"wrote {len(truths)} {options.protocol} scans to {options.out}, {with_calcium} with marked coronary calcium; see {see}")
+    print(f"wrote {len(truths)} {protocol} scans to {options.out}, {with_calcium} with marked coronary calcium; see {see}")
 
 
 def _check(options):

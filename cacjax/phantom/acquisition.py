@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cacjax.phantom import beam, motion, noise
+from cacjax.phantom import beam, motion, noise, scenes
 from cacjax.phantom.anatomy import stream
 from cacjax.phantom.lumen import vessel_samples, wall_mm
 from cacjax.phantom.observer import VISIBLE_SD
@@ -58,6 +58,15 @@ class Scan(NamedTuple):
     seen: dict
     centres_mm: dict
     timing: motion.Timing
+
+
+def split(protocol: str) -> tuple[str, str]:
+    """(kind, scene or "") of a protocol such as "chest" or "chest:abdomen" (see `scenes`). Raises ValueError for another."""
+    kind, colon, scene = protocol.partition(":")
+    if kind not in PROTOCOLS or (colon and scene not in scenes.SCENES):
+        expected = f"one of {', '.join(PROTOCOLS)}, or with one of {', '.join(scenes.SCENES)} after a colon"
+        raise ValueError(f"protocol must be {expected}, got {protocol!r}")
+    return kind, scene
 
 
 def sample_protocol(kind: str, anatomy: dict, scan_seed: int) -> Protocol:
@@ -184,27 +193,40 @@ def sample_timing(protocol: Protocol, grid: Grid, centre_mm, scan_seed: int, *, 
     return motion.Timing(time, protocol.window_s, rr, shift, rotation, g.normal(0, 1.25, 3), np.asarray(centre_mm), breath, lift_mm)
 
 
-def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noise_seed: int) -> Scan:
+def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noise_seed: int, *, scene: str = "") -> Scan:
     """The scan of a patient. clean = noise-free image; calcium = its exact calcium part; clean - calcium = the healthy twin;
     coronary = what the coronary arteries alone add to calcium.
 
-    `seen` maps lesion number -> voxels with calcium above 2.5 noise SD, `centres_mm` -> its centroid in the image, (x, y, z) in LPS mm.
+    scene: see `scenes`; its regions have no heart and no marked calcium. `seen` maps lesion number -> voxels with calcium
+    above 2.5 noise SD, `centres_mm` -> its centroid in the image, (x, y, z) in LPS mm.
     """
     optics = Optics(protocol.fwhm_mm / FWHM, protocol.thickness_mm, 0.18 * protocol.thickness_mm + 0.15)
     psf = (optics.sigma_mm, protocol.thickness_mm / np.sqrt(12))
     couch = protocol.kind in ("chest", "rtp")
-    clean, heart, structures = render(patient.anatomy, grid, timing, protocol.blood, psf, couch)
-    _add_arteries(clean, patient, protocol, grid, timing, optics)
-    calcium, coronary, cls, seen, centres_mm = _calcium(patient, protocol, grid, timing, optics)
-    clean += calcium
-    rays = beam.scan_beam(patient.anatomy, grid, timing, protocol, couch, calcium, timing.centre_mm)
+    if scene in scenes.REGIONS:
+        clean = scenes.draw(scene, patient.anatomy, grid, protocol.blood, optics.sigma_mm, noise_seed)
+        heart, structures, calcium, coronary, cls, seen, centres_mm = *_empty(grid), {}, {}
+        rays = beam.Beam(np.zeros_like(clean), np.ones_like(clean))
+    else:
+        clean, heart, structures = render(patient.anatomy, grid, timing, protocol.blood, psf, couch)
+        _add_arteries(clean, patient, protocol, grid, timing, optics)
+        calcium, coronary, cls, seen, centres_mm = _calcium(patient, protocol, grid, timing, optics)
+        clean += calcium
+        rays = beam.scan_beam(patient.anatomy, grid, timing, protocol, couch, calcium, timing.centre_mm)
     clean += rays.error_hu
+    if scene.startswith("arms"):
+        scenes.paint(clean, grid, optics.sigma_mm, scenes.arms(patient.anatomy, scene))
     hu = clean.copy()
     if protocol.kernel == "sharp":
         noise.boost_edges(hu, grid)
     noise.add_noise(hu, grid, protocol, noise_seed, rays.noise)
     hu = np.clip(np.round(hu), -1024, 3071).astype(np.int16)
     return Scan(hu, clean, calcium, coronary, cls, heart, structures, seen, centres_mm, timing)
+
+
+def _empty(grid):
+    """heart, structures, calcium, coronary and cls of a scan without any."""
+    return [np.zeros(grid.shape, kind) for kind in (bool, np.uint8, np.float32, np.float32, np.uint8)]
 
 
 def _moving(points, beat, amplitude, timing):

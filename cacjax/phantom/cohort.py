@@ -4,8 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cacjax.phantom import observer
-from cacjax.phantom.acquisition import COHORT_OF, Protocol, Scan, sample_protocol, sample_timing, simulate
+from cacjax.phantom import observer, scenes
+from cacjax.phantom.acquisition import COHORT_OF, Protocol, Scan, sample_protocol, sample_timing, simulate, split
 from cacjax.phantom.anatomy import Patient, sample_patient, stream
 from cacjax.phantom.render import Grid
 
@@ -37,20 +37,22 @@ class Phantom(NamedTuple):
 
 
 def make_scan(protocol: str, seed: int, *, scan_seed: int | None = None, shape=None, spacing_mm=None) -> Phantom:
-    """One scan of patient `seed`; protocol is "chest", "cardiac", "ccta" or "rtp"; equal arguments give equal scans, bit for bit.
+    """One scan of patient `seed`; equal arguments give equal scans, bit for bit.
 
-    Without shape and spacing_mm: the protocol's own matrix of 512 x 512. With either: a heart-centred grid as prepared for a network,
-    by default 1.5 x .66 x .66 mm. `scan_seed` changes settings, timing, position and noise, not the patient. "rtp" breathes freely.
-    truth: protocol, seed, scan_seed, kvp, threshold_hu, aorta_hu, arterial_hu, noise_hu, contrast, thickness_mm, lesions (list of
-    dicts, with the centroid of each in the scan, in LPS mm; see `marks_of`), agatston, volume_mm3 and pseudo_mass (dicts per artery and
-    total, as marked), true_volume_mm3, true_mass_mg, age, bmi, female.
+    protocol is "chest", "cardiac", "ccta" or "rtp", or one of these and a scene of `scenes`, "chest:abdomen".
+
+    Without shape and spacing_mm: the protocol's own matrix of 512 x 512. With either: a heart-centred grid as prepared for a network, by
+    default 1.5 x .66 x .66 mm. `scan_seed` changes settings, timing, position and noise, not the patient. "rtp" breathes freely. Of a
+    region without a heart the middle is that of the grid. truth: protocol, scene, seed, scan_seed, kvp, threshold_hu, aorta_hu,
+    arterial_hu, noise_hu, contrast, thickness_mm, lesions (list of dicts, with the centroid of each in the scan, in LPS mm; see
+    `marks_of`), agatston, volume_mm3 and pseudo_mass (dicts per artery and total, as marked), true_volume_mm3, true_mass_mg, age, bmi,
+    female.
     """
-    if protocol not in COHORT_OF:
-        raise ValueError(f"protocol must be one of {', '.join(COHORT_OF)}, got {protocol!r}")
+    kind, scene = split(protocol)
     scan_seed = seed * 31 + 7 if scan_seed is None else scan_seed
-    patient = sample_patient(seed, COHORT_OF[protocol])
-    settings = sample_protocol(protocol, patient.anatomy, scan_seed)
-    return _scan(patient, settings, seed, scan_seed, shape, spacing_mm, **_free_breathing(protocol, scan_seed))
+    patient = _patient(seed, kind, scene)
+    settings = sample_protocol(kind, patient.anatomy, scan_seed)
+    return _scan(patient, settings, seed, scan_seed, shape, spacing_mm, scene, **_free_breathing(kind, scan_seed))
 
 
 def make_pair(protocol: str, seed: int, *, shape=None, spacing_mm=None) -> tuple[Phantom, Phantom]:
@@ -58,15 +60,21 @@ def make_pair(protocol: str, seed: int, *, shape=None, spacing_mm=None) -> tuple
 
     The first is that of `make_scan`. "rtp": the first in free breathing, the second in deep inspiration (heart and diaphragm 14 mm lower).
     """
-    patient = sample_patient(seed, COHORT_OF[protocol])
+    kind, scene = split(protocol)
+    patient = _patient(seed, kind, scene)
     first, second = seed * 31 + 7, seed * 31 + 7 + 1_000_003
-    settings = sample_protocol(protocol, patient.anatomy, first)
-    again = settings._replace(start_s=sample_protocol(protocol, patient.anatomy, second).start_s)
-    held = {"breath": (0.0, 4.0, 0.0), "lift_mm": -14.0} if protocol == "rtp" else {}
+    settings = sample_protocol(kind, patient.anatomy, first)
+    again = settings._replace(start_s=sample_protocol(kind, patient.anatomy, second).start_s)
+    held = {"breath": (0.0, 4.0, 0.0), "lift_mm": -14.0} if kind == "rtp" else {}
     return (
-        _scan(patient, settings, seed, first, shape, spacing_mm, **_free_breathing(protocol, first)),
-        _scan(patient, again, seed, second, shape, spacing_mm, **held),
+        _scan(patient, settings, seed, first, shape, spacing_mm, scene, **_free_breathing(kind, first)),
+        _scan(patient, again, seed, second, shape, spacing_mm, scene, **held),
     )
+
+
+def _patient(seed, kind, scene):
+    patient = sample_patient(seed, COHORT_OF[kind])
+    return patient._replace(anatomy=scenes.widened(patient.anatomy, seed)) if scene == "wide" else patient
 
 
 def _free_breathing(protocol, scan_seed):
@@ -77,19 +85,22 @@ def _free_breathing(protocol, scan_seed):
     return {"breath": (g.uniform(3, 7), g.uniform(3.2, 5.2), g.uniform(0, 6.28))}
 
 
-def _scan(patient: Patient, settings: Protocol, seed, scan_seed, shape, spacing_mm, **breathing) -> Phantom:
-    centre = heart_centre(patient)
+def _scan(patient: Patient, settings: Protocol, seed, scan_seed, shape, spacing_mm, scene, **breathing) -> Phantom:
+    centre = np.zeros(3) if scene in scenes.REGIONS else heart_centre(patient)
     if shape is None and spacing_mm is None:
         grid = _native_grid(settings)
     else:
         spacing_mm = tuple(float(s) for s in spacing_mm or NETWORK_SPACING_MM)
         settings, grid = _resampled(settings, shape or (80, 208, 208), spacing_mm, centre, breathing.get("lift_mm", 0.0), scan_seed)
     timing = sample_timing(settings, grid, centre, scan_seed, **breathing)
-    scan = simulate(patient, settings, grid, timing, scan_seed)
-    mean, sd = observer.aortic_roi(scan.hu, patient.anatomy, grid, timing)
+    scan = simulate(patient, settings, grid, timing, scan_seed, scene=scene)
+    if scene in scenes.REGIONS:
+        mean, sd = settings.blood["art"], settings.noise_hu
+    else:
+        mean, sd = observer.aortic_roi(scan.hu, patient.anatomy, grid, timing)
     threshold = mean + 3 * sd if settings.contrast else observer.NATIVE_THRESHOLD_HU
     label = observer.mark(scan, threshold, settings.contrast)
-    truth = _truth(patient, settings, scan, label, grid) | {"threshold_hu": threshold, "aorta_hu": mean, "aorta_sd": sd}
+    truth = _truth(patient, settings, scan, label, grid) | {"scene": scene, "threshold_hu": threshold, "aorta_hu": mean, "aorta_sd": sd}
     truth = {"seed": seed, "scan_seed": scan_seed} | truth
     return Phantom(scan.hu, label, scan.heart, scan.structures, scan.calcium, scan.coronary, scan.clean, affine_of(grid), truth)
 

@@ -80,7 +80,7 @@ def spread(work, jobs, workers):
 
 def scan_id(protocol: str, seed: int) -> str:
     """Name of a scan's files."""
-    return f"{protocol}_{seed:05d}"
+    return f"{protocol.replace(':', '_')}_{seed:05d}"
 
 
 def _make_and_write(out, protocol, job, *, file_format, pairs, maps, **grid):
@@ -90,7 +90,7 @@ def _make_and_write(out, protocol, job, *, file_format, pairs, maps, **grid):
     patient, how = scan_id(protocol, seed), {"file_format": file_format, "maps": maps}
     if not pairs:
         return [_write_one(make_scan(protocol, seed, **grid), out, patient, **how)]
-    scans, arms = make_pair(protocol, seed, **grid), ARMS.get(protocol, ("first", "second"))
+    scans, arms = make_pair(protocol, seed, **grid), ARMS.get(protocol.partition(":")[0], ("first", "second"))
     truths = [_write_one(scan, out, patient + letter, **how) for scan, letter in zip(scans, "ab")]
     return [truth | {"patient": patient, "arm": arm} for truth, arm in zip(truths, arms)]
 

@@ -8,7 +8,7 @@ import functools
 
 import numpy as np
 
-from cacjax.phantom.acquisition import COHORT_OF
+from cacjax.phantom.acquisition import COHORT_OF, split
 from cacjax.phantom.anatomy import sample_patient
 
 MASS_MG = (3.0, 7.0, 40.0, 115.0)  # between A and B, B and C, .. for Agatston scores of 0, 10, 100 and 400
@@ -26,7 +26,7 @@ def drawn_again(number: int, share: float) -> bool:
 def calcified_seed(seed: int, protocol: str) -> int:
     """Return the first of the seeds `seed`, `seed` + 5000, ... whose patient has at least CALCIFIED_MM3 of coronary calcium."""
     for candidate in (seed + more for more in AGAIN):
-        calcium = sample_patient(candidate, COHORT_OF[protocol]).calcium
+        calcium = sample_patient(candidate, COHORT_OF[split(protocol)[0]]).calcium
         if calcium["dV"][calcium["cls"] <= 3].sum() >= CALCIFIED_MM3:
             return candidate
     return seed
@@ -34,7 +34,7 @@ def calcified_seed(seed: int, protocol: str) -> int:
 
 def category(seed: int, protocol: str) -> int:
     """The category, 0 to 4, that a patient is drawn for."""
-    calcium = sample_patient(seed, COHORT_OF[protocol]).calcium
+    calcium = sample_patient(seed, COHORT_OF[split(protocol)[0]]).calcium
     coronary = calcium["cls"] <= 3
     return int(np.searchsorted(MASS_MG, float((calcium["dV"] * calcium["c"])[coronary].sum() / 1000)))
 
