@@ -294,8 +294,8 @@ def test_a_tube_voltage_that_changes_the_score_is_a_flag(tmp_path, detector):
 
     given = "--regions", regions
     assert flagged(*given) == ("kvp_limits", "147.0", 10)
-    assert flagged("--workdir", tmp_path) == ("kvp_limits", "147.0", 10)
-    assert flagged("--workdir", tmp_path, "--threshold-hu", 200) == ("enhanced", "200.0", 10)
+    assert flagged("--workdir", tmp_path) == ("kvp_limits heart_not_checked", "147.0", 10)
+    assert flagged("--workdir", tmp_path, "--threshold-hu", 200) == ("enhanced heart_not_checked", "200.0", 10)
     assert flagged(*given, rule="strict_130") == ("kvp_not_in_rule", "130.0", 18)
     assert flagged(*given, "--threshold-hu", 100, rule="calciumscoring_jl") == ("kvp_limits rule_threshold", "154.0", 10)
     write_dicom(tmp_path / "s", hu, kvp=120)

@@ -11,7 +11,7 @@ from cacjax.classes import CALCIUM_HU, CLASSES
 from cacjax.files import scan
 from cacjax.kernels import grids, rules, scores
 from cacjax.report.tables import plain
-from cacjax.scoring import hearts, program, rulebook, threshold
+from cacjax.scoring import body, hearts, program, rulebook, threshold
 from cacjax.scoring import record as told
 from cacjax.task import Case, Finding
 
@@ -172,10 +172,12 @@ def score_regions(image, regions, limit, weighing, clock):
 
 
 def detect(image, heart, limit, aorta_hu, run, weighing, clock):
-    """Result of a system's run (config, task, state): what it finds, weighed by every rule."""
+    """Result of a system's run (config, task, state): what it finds, weighed by every rule; where no heart limits it, within the body."""
     turned, inside = scan.oriented(image, np.zeros_like(image.hu, bool) if heart is None else heart.mask)
     finder, acquired_mm = run.task.detector, scan.spacing_mm(turned.affine)
-    case, plan = make_case(finder, turned.hu, acquired_mm, turned.affine, None if heart is None else inside, limit["hu"], aorta_hu)
+    unlimited = heart is None and not finder.own_heart
+    hu = body.clear(turned.hu, acquired_mm) if unlimited else turned.hu
+    case, plan = make_case(finder, hu, acquired_mm, turned.affine, None if heart is None else inside, limit["hu"], aorta_hu)
     own = plan.shape is None
     shape, spacing_mm, affine = (turned.hu.shape, acquired_mm, turned.affine) if own else (plan.shape, plan.spacing_mm, plan.affine)
     reading, kinds, units = read_by(weighing, shape, spacing_mm, image.acquisition.slice_thickness_mm)
@@ -187,7 +189,7 @@ def detect(image, heart, limit, aorta_hu, run, weighing, clock):
     clock.seconds |= finding.timings_s
     counts = jax.device_get(finding.counts)
     flags = plan.flags | (finder.check(counts) if finder.check else {})
-    flags |= {} if heart or finder.own_heart else hearts.NOT_CHECKED
+    flags |= hearts.NOT_CHECKED if unlimited else {}
     rows = []
     for (name, rule), totals, category in zip(weighing.rules.items(), tables.totals, tables.categories):
         each = scores.from_totals(totals, spacing_mm, rule, units[name], mass_factor=weighing.mass_factor)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-from cacjax.classes import AORTA, CALCIUM_HU, LA, LV_CAVITY, STRUCTURES
+from cacjax.classes import AIR_HU, AORTA, CALCIUM_HU, LA, LV_CAVITY, STRUCTURES
 from cacjax.files import scan
 from cacjax.kernels import grids
 from cacjax.kernels.view import ENHANCED_HU
+from cacjax.scoring import body
 
 AUTO = "auto"
 OF_SYSTEM = ("scan", "scan_whole")
@@ -28,7 +29,7 @@ LEAST_ML = 0.5
 # A quarter at most of the coronary calcium of the phantom's patients is brighter than this, at any tube voltage, by its density alone.
 BRIGHT_LUMEN_HU = 800.0
 # Non-contrast scans: a core of bright voxels as large as this is blood, not bone (see `bright_core_ml`).
-ENHANCED_CORE_ML, CELL_MM, CORE_MM = 20.0, 3.0, 6.0
+ENHANCED_CORE_ML, CORE_MM = 20.0, 6.0
 FLAGS = {
     "bright_lumen": f"the scan threshold is at or above {BRIGHT_LUMEN_HU:g} HU: most calcium is not brighter than the lumen",
     "contrast_enhanced": "no scan threshold was given, but the scan looks contrast-enhanced: blood counts as calcium",
@@ -174,14 +175,19 @@ def _pool(values, spacing_mm, where, box):
 def bright_core_ml(image, inside=None):
     """Volume in ml of the largest region of bright voxels that are 6 mm or more inside of it, of means over cells of 3 mm.
 
-    An enhanced heart and its vessels have a core of tens of millilitres; ribs, sternum and vertebrae next to none. inside: bool
-    [z, y, x], a heart to look in, so that bones do not count at all.
+    An enhanced heart and its vessels have a core of tens of millilitres; ribs and sternum next to none. inside: bool [z, y, x], a heart to
+    look in, so that bones do not count at all; without one it is the front of the body, where no vertebra is.
     """
-    hu = image.hu if inside is None else np.where(inside, image.hu, np.float32(-1000.0))
-    cells, _ = grids.coarsen(hu, scan.spacing_mm(image.affine), (CELL_MM,) * 3)
-    core = ndimage.distance_transform_edt(np.pad(cells >= ENHANCED_HU, 1)) * CELL_MM >= CORE_MM
+    image, inside = (scan.oriented(image), None) if inside is None else scan.oriented(image, inside)
+    spacing_mm = scan.spacing_mm(image.affine)
+    hu = image.hu if inside is None else np.where(inside, image.hu, np.float32(AIR_HU))
+    cells, _ = grids.coarsen(hu, spacing_mm, (body.CELL_MM,) * 3)
+    bright = cells >= ENHANCED_HU
+    if inside is None:
+        bright &= body.front(body.of(hu, spacing_mm)[0])
+    core = ndimage.distance_transform_edt(np.pad(bright, 1)) * body.CELL_MM >= CORE_MM
     parts, _ = ndimage.label(core)
-    return float(np.bincount(parts.ravel())[1:].max(initial=0) * CELL_MM**3 / 1000)
+    return float(np.bincount(parts.ravel())[1:].max(initial=0) * body.CELL_MM**3 / 1000)
 
 
 def read_roi(path):
