@@ -272,7 +272,7 @@ def test_the_majority_votes_and_the_scan_scores():
     assert row["artery"] == "CAC" and row["rule"] == "gogin" and row["category"] == "B"
     assert row["agatston"] == pytest.approx(6 * 0.75**2 * 2) and row["n_lesions"] == 1
     assert result.record["counts"] == {"cells_with_calcium": 2, "cells_in_dispute": 3}
-    assert result.record["notes"] == ["cells of 3 x 3 x 3 mm"]
+    assert result.record["notes"][-1] == "cells of 3 x 3 x 3 mm"
     assert {"read", "cells", "networks", "vote", "detect_and_score"} <= result.record["timings_s"].keys()
     np.testing.assert_allclose(result.probability[0, :4, :4], 0.3)
 

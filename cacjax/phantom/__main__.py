@@ -5,7 +5,7 @@ import functools
 import sys
 
 PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
-SCENES = ("abdomen", "neck", "head", "wide", "arms_down", "arms_up")
+SCENES = ("abdomen", "neck", "head", "wide", "arms_down", "arms_up", "thin_plaques", "sharp", "moving", "streaks")
 MOST_AGAIN = 5_000  # patients: beyond, one that is drawn again could be another one, see pool.AGAIN
 
 
@@ -15,7 +15,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m cacjax.phantom", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--out", metavar="DIR", help="folder for the scans (with --check: for its tables)")
-    p.add_argument("--scene", choices=SCENES, help="a wide patient, arms in view, or a region without a heart")
+    p.add_argument("--scene", nargs="+", choices=SCENES, default=(), help="what else there is, such as a region without a heart")
     p.add_argument("--n", type=int, default=4, help="number of patients")
     p.add_argument("--protocol", choices=PROTOCOLS, default="ccta", help="how they are scanned")
     p.add_argument("--seed", type=int, default=0, help="seed of the first patient; the next ones follow")
@@ -80,7 +80,7 @@ def _write(options):
     from cacjax.phantom import folder, pool
 
     seeds = range(options.seed, options.seed + options.n)
-    protocol = f"{options.protocol}:{options.scene}" if options.scene else options.protocol
+    protocol = f"{options.protocol}:{'+'.join(options.scene)}" if options.scene else options.protocol
     if options.categories:
         spread = functools.partial(folder.spread, workers=options.workers)
         seeds = pool.draw(options.categories, options.seed, protocol, spread=spread)

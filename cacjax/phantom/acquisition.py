@@ -60,13 +60,14 @@ class Scan(NamedTuple):
     timing: motion.Timing
 
 
-def split(protocol: str) -> tuple[str, str]:
-    """(kind, scene or "") of a protocol such as "chest" or "chest:abdomen" (see `scenes`). Raises ValueError for another."""
+def split(protocol: str) -> tuple[str, tuple[str, ...]]:
+    """(kind, words of its scene) of a protocol such as "chest" or "chest:wide+sharp" (see `scenes`). Raises ValueError for another."""
     kind, colon, scene = protocol.partition(":")
-    if kind not in PROTOCOLS or (colon and scene not in scenes.SCENES):
-        expected = f"one of {', '.join(PROTOCOLS)}, or with one of {', '.join(scenes.SCENES)} after a colon"
+    words = tuple(scene.split("+")) if colon else ()
+    if kind not in PROTOCOLS or set(words) - set(scenes.SCENES):
+        expected = f"one of {', '.join(PROTOCOLS)}, and after a colon, with + between, any of {', '.join(scenes.SCENES)}"
         raise ValueError(f"protocol must be {expected}, got {protocol!r}")
-    return kind, scene
+    return kind, words
 
 
 def sample_protocol(kind: str, anatomy: dict, scan_seed: int) -> Protocol:
@@ -193,7 +194,7 @@ def sample_timing(protocol: Protocol, grid: Grid, centre_mm, scan_seed: int, *, 
     return motion.Timing(time, protocol.window_s, rr, shift, rotation, g.normal(0, 1.25, 3), np.asarray(centre_mm), breath, lift_mm)
 
 
-def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noise_seed: int, *, scene: str = "") -> Scan:
+def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noise_seed: int, *, scene: tuple = ()) -> Scan:
     """The scan of a patient. clean = noise-free image; calcium = its exact calcium part; clean - calcium = the healthy twin;
     coronary = what the coronary arteries alone add to calcium.
 
@@ -203,8 +204,8 @@ def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noi
     optics = Optics(protocol.fwhm_mm / FWHM, protocol.thickness_mm, 0.18 * protocol.thickness_mm + 0.15)
     psf = (optics.sigma_mm, protocol.thickness_mm / np.sqrt(12))
     couch = protocol.kind in ("chest", "rtp")
-    if scene in scenes.REGIONS:
-        clean = scenes.draw(scene, patient.anatomy, grid, protocol.blood, optics.sigma_mm, noise_seed)
+    if region := scenes.region_of(scene):
+        clean = scenes.draw(region, patient.anatomy, grid, protocol.blood, optics.sigma_mm, noise_seed)
         heart, structures, calcium, coronary, cls, seen, centres_mm = *_empty(grid), {}, {}
         rays = beam.Beam(np.zeros_like(clean), np.ones_like(clean))
     else:
@@ -214,11 +215,13 @@ def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noi
         clean += calcium
         rays = beam.scan_beam(patient.anatomy, grid, timing, protocol, couch, calcium, timing.centre_mm)
     clean += rays.error_hu
-    if scene.startswith("arms"):
+    if {"arms_down", "arms_up"} & set(scene):
         scenes.paint(clean, grid, optics.sigma_mm, scenes.arms(patient.anatomy, scene))
     hu = clean.copy()
     if protocol.kernel == "sharp":
         noise.boost_edges(hu, grid)
+    if "streaks" in scene:
+        hu += beam.streaks(patient.anatomy, grid, timing, protocol, couch, noise_seed)
     noise.add_noise(hu, grid, protocol, noise_seed, rays.noise)
     hu = np.clip(np.round(hu), -1024, 3071).astype(np.int16)
     return Scan(hu, clean, calcium, coronary, cls, heart, structures, seen, centres_mm, timing)

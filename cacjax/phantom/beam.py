@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import fft, sparse
 
+from cacjax.phantom.anatomy import stream
 from cacjax.phantom.render import Grid, render
 
 SCOUT_PIXELS, SCOUT_MM, SCOUT_DZ_MM, BLUR_MM = 72, 5.5, 4.0, 2.2
@@ -19,6 +20,9 @@ WATER_PER_MM = 0.02
 DENSE_HU = 110.0
 HARDENING, SELF_HARDENING = 0.014, 2.0  # at 120 kVp; weight of the dense path itself against that of water
 NOISE_EXPONENT = 0.5  # noise variance grows with the ray's line integral; less than 1 as tube current and bow tie follow the body
+
+
+STREAKS_HU, STARVED, STARVED_SHARE = 18.0, 1.0, 0.05  # SD in the body; how steeply they grow with a ray's line integral; of the rays
 
 
 class Beam(NamedTuple):
@@ -42,6 +46,17 @@ def scan_beam(anatomy, grid: Grid, timing, protocol, couch: bool, calcium, centr
     middle = (np.asarray(centre_mm) - scout_grid.origin_mm)[::-1] / scout_grid.spacing_mm
     noise /= noise[tuple(np.clip(np.round(middle).astype(int), 0, np.array(scout_grid.shape) - 1))]
     return Beam(_onto(error_hu, scout_grid, grid), _onto(noise, scout_grid, grid))
+
+
+def streaks(anatomy, grid: Grid, timing, protocol, couch: bool, seed: int):
+    """HU [z, y, x] of streaks by rays that few photons pass, those from side to side through the shoulders most: STREAKS_HU at its mean."""
+    scout_grid, scout_timing = _scout(grid, timing)
+    scout, *_ = render(anatomy, scout_grid, scout_timing, protocol.blood, (BLUR_MM, BLUR_MM), couch)
+    path = project(WATER_PER_MM * np.clip(scout + 1000.0, 0, None) / 1000.0)
+    g = stream(seed, 710)
+    rays = g.standard_normal(path.shape, dtype=np.float32) * np.exp(STARVED * (path - path.max())) * (g.random(path.shape) < STARVED_SHARE)
+    found = reconstruct(rays)
+    return _onto(found * (STREAKS_HU / max(found[scout > -300].std(), 1e-9)), scout_grid, grid)
 
 
 def harden(path, dense_path, strength):

@@ -110,6 +110,25 @@ def _aortic_nodules(carriers, shift, extra, first, g):
     return nodules
 
 
+def with_thin_plaques(calcium: dict, tree: list, g) -> dict:
+    """A patient's calcium and 2 to 9 sheets in the wall of the aorta, from its root on down, .6 to 1 mm thick and 4 to 14 mm a side."""
+    aorta, nodules = next(seg for seg in tree if seg["name"] == "AO"), []
+    for lesion in range(int(g.integers(2, 10))):
+        position, angle, density = g.uniform(3, aorta["s"][-1] - 30), g.uniform(0, 2 * np.pi), _lognormal(g, 480, 0.3, 200, 900)
+        turn = 2.4 / float(at(aorta, np.float64(position))[3])
+        for along in range(int(g.integers(1, 4))):
+            for about in range(int(g.integers(1, 4))):
+                where = position + 2.6 * along, angle + turn * about
+                half_mm = g.uniform(0.3, 0.5)
+                nodules.append(Nodule("AO", *where, 1.9, 1.7, half_mm, density * np.exp(g.normal(0, 0.1)), aorta["cls"], lesion))
+    found, first = _join([_sample(nodule, aorta, g) for nodule in nodules]), len(calcium["lesions"])
+    found["dV"] = cap_overlap(found["pos"], found["dV"])
+    listed = [lesion | {"id": lesion["id"] + first} for lesion in lesion_table(found, nodules)]
+    found["lid"] = found["lid"] + first
+    joined = {key: np.concatenate([calcium[key], found[key]]) for key in found}
+    return calcium | joined | {"lesions": calcium["lesions"] + listed}
+
+
 def _valve_nodules(carriers, valve, extra, first, g):
     """Deposits on the aortic valve or the mitral annulus; median 13 mm3."""
     name, shift = valve

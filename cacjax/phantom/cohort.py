@@ -7,6 +7,7 @@ import numpy as np
 from cacjax.phantom import observer, scenes
 from cacjax.phantom.acquisition import COHORT_OF, Protocol, Scan, sample_protocol, sample_timing, simulate, split
 from cacjax.phantom.anatomy import Patient, sample_patient, stream
+from cacjax.phantom.calcium import with_thin_plaques
 from cacjax.phantom.render import Grid
 
 NETWORK_SPACING_MM = (1.5, 0.66, 0.66)
@@ -39,7 +40,7 @@ class Phantom(NamedTuple):
 def make_scan(protocol: str, seed: int, *, scan_seed: int | None = None, shape=None, spacing_mm=None) -> Phantom:
     """One scan of patient `seed`; equal arguments give equal scans, bit for bit.
 
-    protocol is "chest", "cardiac", "ccta" or "rtp", or one of these and a scene of `scenes`, "chest:abdomen".
+    protocol is "chest", "cardiac", "ccta" or "rtp", or one of these and a scene (see `scenes`), "chest:wide+sharp".
 
     Without shape and spacing_mm: the protocol's own matrix of 512 x 512. With either: a heart-centred grid as prepared for a network, by
     default 1.5 x .66 x .66 mm. `scan_seed` changes settings, timing, position and noise, not the patient. "rtp" breathes freely. Of a
@@ -51,7 +52,7 @@ def make_scan(protocol: str, seed: int, *, scan_seed: int | None = None, shape=N
     kind, scene = split(protocol)
     scan_seed = seed * 31 + 7 if scan_seed is None else scan_seed
     patient = _patient(seed, kind, scene)
-    settings = sample_protocol(kind, patient.anatomy, scan_seed)
+    settings = scenes.acquired(sample_protocol(kind, patient.anatomy, scan_seed), scene, scan_seed)
     return _scan(patient, settings, seed, scan_seed, shape, spacing_mm, scene, **_free_breathing(kind, scan_seed))
 
 
@@ -63,7 +64,7 @@ def make_pair(protocol: str, seed: int, *, shape=None, spacing_mm=None) -> tuple
     kind, scene = split(protocol)
     patient = _patient(seed, kind, scene)
     first, second = seed * 31 + 7, seed * 31 + 7 + 1_000_003
-    settings = sample_protocol(kind, patient.anatomy, first)
+    settings = scenes.acquired(sample_protocol(kind, patient.anatomy, first), scene, first)
     again = settings._replace(start_s=sample_protocol(kind, patient.anatomy, second).start_s)
     held = {"breath": (0.0, 4.0, 0.0), "lift_mm": -14.0} if kind == "rtp" else {}
     return (
@@ -74,7 +75,11 @@ def make_pair(protocol: str, seed: int, *, shape=None, spacing_mm=None) -> tuple
 
 def _patient(seed, kind, scene):
     patient = sample_patient(seed, COHORT_OF[kind])
-    return patient._replace(anatomy=scenes.widened(patient.anatomy, seed)) if scene == "wide" else patient
+    if "wide" in scene:
+        patient = patient._replace(anatomy=scenes.widened(patient.anatomy, seed))
+    if "thin_plaques" in scene:
+        patient = patient._replace(calcium=with_thin_plaques(patient.calcium, patient.tree, stream(seed, 711)))
+    return patient
 
 
 def _free_breathing(protocol, scan_seed):
@@ -86,7 +91,7 @@ def _free_breathing(protocol, scan_seed):
 
 
 def _scan(patient: Patient, settings: Protocol, seed, scan_seed, shape, spacing_mm, scene, **breathing) -> Phantom:
-    centre = np.zeros(3) if scene in scenes.REGIONS else heart_centre(patient)
+    centre = np.zeros(3) if scenes.region_of(scene) else heart_centre(patient)
     if shape is None and spacing_mm is None:
         grid = _native_grid(settings)
     else:
@@ -94,13 +99,18 @@ def _scan(patient: Patient, settings: Protocol, seed, scan_seed, shape, spacing_
         settings, grid = _resampled(settings, shape or (80, 208, 208), spacing_mm, centre, breathing.get("lift_mm", 0.0), scan_seed)
     timing = sample_timing(settings, grid, centre, scan_seed, **breathing)
     scan = simulate(patient, settings, grid, timing, scan_seed, scene=scene)
-    if scene in scenes.REGIONS:
+    if scenes.region_of(scene):
         mean, sd = settings.blood["art"], settings.noise_hu
     else:
         mean, sd = observer.aortic_roi(scan.hu, patient.anatomy, grid, timing)
     threshold = mean + 3 * sd if settings.contrast else observer.NATIVE_THRESHOLD_HU
     label = observer.mark(scan, threshold, settings.contrast)
-    truth = _truth(patient, settings, scan, label, grid) | {"scene": scene, "threshold_hu": threshold, "aorta_hu": mean, "aorta_sd": sd}
+    truth = _truth(patient, settings, scan, label, grid) | {
+        "scene": "+".join(scene),
+        "threshold_hu": threshold,
+        "aorta_hu": mean,
+        "aorta_sd": sd,
+    }
     truth = {"seed": seed, "scan_seed": scan_seed} | truth
     return Phantom(scan.hu, label, scan.heart, scan.structures, scan.calcium, scan.coronary, scan.clean, affine_of(grid), truth)
 

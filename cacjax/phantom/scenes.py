@@ -1,7 +1,8 @@
-"""What a scan shows beside the chest between two raised arms: wide patients, arms in view, and regions without a heart.
+"""What a scan shows beside the usual: wide patients, arms in view, thin plaques, hard kernels, motion, streaks, regions without a heart.
 
-A protocol is "chest" or, with a scene, "chest:abdomen". Points in mm, x to the left, y to the back, z to the head; a region's own middle is
-the origin. Shapes are blended one over the other with the blur of the scanner, each in the box that holds it. Host only, numpy.
+A protocol is "chest" or, with a scene, "chest:abdomen" or "chest:wide+arms_down". Points in mm, x to the left, y to the back, z to the
+head; a region's own middle is the origin. Shapes are blended one over the other with the blur of the scanner, each in the box that holds
+it. Host only, numpy.
 """
 
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from cacjax.phantom.anatomy import stream
 
 REGIONS = ("abdomen", "neck", "head")
-SCENES = (*REGIONS, "wide", "arms_down", "arms_up")
+SCENES = (*REGIONS, "wide", "arms_down", "arms_up", "thin_plaques", "sharp", "moving", "streaks")
 AIR_HU, BRAIN_HU, BONE_HU, TOOTH_HU = -1000.0, 36.0, 750.0, 1900.0
 
 
@@ -30,6 +31,22 @@ def widened(anatomy: dict, seed: int) -> dict:
     fat = np.float32(stream(seed, 707).uniform(32, 85))
     bmi = min(anatomy["bmi"] + max(0.0, float(fat - anatomy["fat"])) / 1.35, 48.0)
     return anatomy | {"fat": fat, "bmi": bmi}
+
+
+def region_of(scene: tuple) -> str:
+    """The region without a heart that a scene shows, or ""."""
+    return next((word for word in scene if word in REGIONS), "")
+
+
+def acquired(settings, scene: tuple, seed: int):
+    """A `Protocol` as a scene has it: "sharp", a hard kernel with 25 to 30 HU of noise; "moving", a fast heart not at rest."""
+    g = stream(seed, 709)
+    fwhm_mm, noise_hu, phase, rr_s, longer = g.uniform(0.62, 0.78), g.uniform(25, 30), g.uniform(0.1, 0.5), g.uniform(0.55, 0.75), 1.6
+    if "sharp" in scene:
+        settings = settings._replace(kernel="sharp", fwhm_mm=fwhm_mm, noise_hu=noise_hu)
+    if "moving" in scene:
+        settings = settings._replace(phase=phase, rr_s=rr_s, window_s=longer * settings.window_s)
+    return settings
 
 
 def paint(hu, grid, psf_mm, shapes):
@@ -55,7 +72,7 @@ def _distance(p, shape):
     return (q - shape.radius) / slope
 
 
-def arms(anatomy: dict, scene: str) -> list[Shape]:
+def arms(anatomy: dict, scene: tuple) -> list[Shape]:
     """Two arms beside the chest, or from the shoulders up: skin, fat, muscle, the humerus with its marrow."""
     fat, muscle = float(anatomy["hu_tis"][0]), float(anatomy["hu_tis"][1])
     wide = float(anatomy["cav"][0] + anatomy["wall"] + 1.1 * anatomy["musc"] + 1.1 * anatomy["fat"])
@@ -63,7 +80,7 @@ def arms(anatomy: dict, scene: str) -> list[Shape]:
     found = []
     for side in (-1, 1):
         top, bottom = (wide + thick - 12, 22, 135), (wide + thick + 10, 30, -400)
-        if scene == "arms_up":
+        if "arms_up" in scene:
             top, bottom = (wide - 25, 25, 125), (wide - 5, 5, 400)
         start, end = (side * top[0], *top[1:]), (side * bottom[0], *bottom[1:])
         parts = ((20.0, thick), (fat, thick - 2), (muscle, 0.8 * thick), (0.9 * BONE_HU, 11.5), (float(anatomy["hu_bone"][0]), 7.5))
