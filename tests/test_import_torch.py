@@ -70,7 +70,7 @@ def test_a_dilated_network_becomes_a_run_and_its_parts_change_it(recorded, tmp_p
     done = call("dilated", weights, "--out", source, "--check", arrays)
     assert done.returncode == 0 and "largest difference" in done.stdout, done.stderr
     config, _, before, *_ = load(source)
-    assert config.task == "lessmann" and before.step == config.steps and config.model.width == 4
+    assert config.task == "lessmann" and before.step == config.steps and config.model.width == 4 and config.model.stored == "float16"
     jax.tree.map(np.testing.assert_array_equal, before.nets["detector"].params["params"], import_torch.convert("dilated", state))
 
     weights, _ = write(tmp_path, recorded["generator"][0])
@@ -84,6 +84,8 @@ def test_a_dilated_network_becomes_a_run_and_its_parts_change_it(recorded, tmp_p
     config, _, state, *_ = load(adapted)
     expected = import_torch.convert("generator", recorded["generator"][0])
     assert config.task == "uda" and state.step == 0 and config.stages.source.workdir == str(source)
+    assert (config.model.stored, config.critic.updates, config.generator.updates) == ("float16", 200, 10)  # as the published code
+    assert config.supervision.double_softmax_main
     jax.tree.map(np.testing.assert_array_equal, state.nets["generator"].params, expected)
     heads = state.nets["heads"].params["classifier"]
     jax.tree.map(np.testing.assert_array_equal, heads, before.nets["detector"].params["params"]["classifier"])
@@ -106,6 +108,25 @@ def test_a_second_stage_becomes_a_run_upon_its_first_stage(recorded, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, {"params": net.params, "batch_stats": net.stats}, import_torch.variables(params))
     jax.tree.map(np.testing.assert_array_equal, run.stages["first"].nets["detector"].params["params"], first)
     assert config.stages.first.workdir == str(source) and not any(net.opt for net in run.stages["first"].nets.values())
+
+
+def test_a_part_is_checked_alone(recorded, tmp_path):
+    """A generator needs no source network to be compared, and nothing is written."""
+    state, x, y = recorded["generator"]
+    weights, arrays = write(tmp_path, state, x, y)
+    done = call("generator", weights, "--check", arrays)
+    assert done.returncode == 0 and "largest difference" in done.stdout, done.stderr
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["arrays.npz", "weights.npz"]
+    write(tmp_path, state, x, y + 0.01)
+    assert call("generator", weights, "--check", arrays).returncode == 1
+    refused = call("generator", weights)
+    assert refused.returncode == 2 and "give --out DIR, --check ARRAYS.npz or both" in refused.stderr
+
+
+def test_without_torch_one_line_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match=r"^error: reading .*G.pth needs PyTorch: pip install torch .*\.npz of the same keys\)$"):
+        import_torch.read(tmp_path / "G.pth")
 
 
 def test_a_failed_check_writes_nothing(recorded, tmp_path):

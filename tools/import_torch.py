@@ -4,17 +4,19 @@
     python tools/import_torch.py generator G_15.pth --out runs/adapted --source runs/source
     python tools/import_torch.py critic D.pth --out runs/adapted
     python tools/import_torch.py undilated SECOND.pth --out runs/second --source runs/adapted
+    python tools/import_torch.py generator G_15.pth --check ARRAYS.npz
 
-`dilated` (the whole first-stage network) makes a finished run of lessmann.py. `generator` (its three subnets), `neck` (its main
-head) and `critic` change the run in --out; where there is none, they make a run of uda.py at step 0 from the source run in --source,
-from which `train` adapts. `undilated` (the second stage) makes a finished run of second.py, with the run in --source as its first
-stage. Widths follow from the arrays. FILE is a state dict as torch.save wrote it (read with weights_only=True, which runs no code),
-or an .npz of the same keys, which needs no torch.
+`dilated` (the whole first-stage network) makes a finished run of lessmann.py. `generator` (its three subnets), `neck` (its main head) and
+`critic` change the run in --out; where there is none, they make a run of uda.py at step 0 from the source run in --source, from which
+`train` adapts, with the schedule and the loss of that code (uda.py:code). `undilated` (the second stage) makes a finished run of
+second.py, with the run in --source as its first stage. Widths follow from the arrays, and features of a scan are stored in float16, as
+there. FILE is a state dict as torch.save wrote it (read with weights_only=True, which runs no code), or an .npz of the same keys, which
+needs no torch.
 
---check runs the network in FILE on `x` [b, c, h, w] float32 as PyTorch takes it and compares with `y`: features of the generator;
-logits of dilated and probabilities of neck, at the centre or as a map, whichever shape y has; values of the critic; probabilities
-[b, 2] of undilated for patches as its code cuts them (see cacjax.inference.patches.look). It prints the largest differences and fails above
-1e-4, and then nothing is written. A run is written whole or not at all.
+--check runs the network in FILE on `x` [b, c, h, w] float32 as PyTorch takes it and compares with `y`: features of the generator; logits
+of dilated and probabilities of neck, at the centre or as a map, whichever shape y has; values of the critic; probabilities [b, 2] of
+undilated for patches as its code cuts them (see cacjax.inference.patches.look). It prints the largest differences and fails above 1e-4,
+and then nothing is written. It needs no --out. A run is written whole or not at all.
 """
 
 import argparse
@@ -44,6 +46,7 @@ from configs import second as rejection
 from configs import uda as adaptation
 
 TOLERANCE = 1e-4
+STORED = "float16"  # kind of a scan's features, as in the published code
 NECK = {"conv1": "Conv_0", "conv2": "Conv_1"}
 CONV, NORM, LINEAR = {"weight": "kernel", "bias": "bias"}, {"weight": "scale", "bias": "bias"}, {"weight": "kernel", "bias": "bias"}
 LASAGNE = {"beta": "bias", "gamma": "scale", "mu": "mean", "denom": "var"}  # denom is the inverse standard deviation
@@ -60,7 +63,8 @@ def read(path) -> dict:
     try:
         import torch
     except ImportError:
-        raise SystemExit(f"error: reading {path} needs PyTorch: pip install torch, or give an .npz of the same keys") from None
+        how = "pip install torch --index-url https://download.pytorch.org/whl/cpu"
+        raise SystemExit(f"error: reading {path} needs PyTorch: {how} (or give an .npz of the same keys)") from None
     state = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
         raise ValueError(f"{path} holds {type(state).__name__}, expected a state dict: tensors by key")
@@ -195,7 +199,7 @@ def make_run(kind: str, params, out, source):
     """(config, State) of the run that the parameters go into."""
     if kind == "dilated":
         config, (model, _) = lessmann.get_config(), network("dilated", params)
-        config.model.update({"width": model.width, "hidden": model.hidden, "classes": model.classes})
+        config.model.update({"width": model.width, "hidden": model.hidden, "classes": model.classes, "stored": STORED})
         return config, _finished(config, begun(config), "detector", params={"params": params})
     if kind == "undilated":
         return _second_stage(params, source)
@@ -239,9 +243,10 @@ def _second_stage(params, source):
 
 
 def _adaptation(source, critic):
-    config, (before, state) = adaptation.get_config(), _stage(source)
+    config, (before, state) = adaptation.get_config("code"), _stage(source)
     with config.unlocked():
         config.stages.source, config.model = before, before.model.copy_and_resolve_references()
+        config.model.stored = STORED
         if critic:
             config.critic.channels = network("critic", critic)[0].channels
     return config, begun(config, {"source": state})
@@ -280,14 +285,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("kind", choices=("generator", "dilated", "neck", "critic", "undilated"), help="which network FILE holds")
     parser.add_argument("file", metavar="FILE", help="state dict (.pth), or the same as .npz")
-    parser.add_argument("--out", required=True, help="folder of the run")
+    parser.add_argument("--out", help="folder of the run; without one nothing is written, only checked")
     parser.add_argument("--source", help="run of the source network, for a new run of uda.py, or of the first stage, for one of second.py")
     parser.add_argument("--check", metavar="ARRAYS.npz", help="compare with the y that PyTorch gave for x")
     options = parser.parse_args()
+    if not (options.out or options.check):
+        parser.error("nothing to do: give --out DIR, --check ARRAYS.npz or both")
     try:
         params = convert(options.kind, read(options.file))
         if options.check:
             check(options.kind, params, options.check)
+        if not options.out:
+            return
         config, state = make_run(options.kind, params, options.out, options.source)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")
