@@ -238,8 +238,9 @@ def test_structures_of_the_phantom(ccta):
         for number, name in enumerate(STRUCTURES)
         if name in ("LV cavity", "LA", "ascending aorta")
     }
-    assert inner["LV cavity"] == pytest.approx(inner["ascending aorta"], rel=0.1)
-    assert inner["LA"] == pytest.approx(inner["ascending aorta"], rel=0.1)
+    # 15 % of bolus timing, the rest is hardening.
+    assert inner["LV cavity"] == pytest.approx(inner["ascending aorta"], rel=0.18)
+    assert inner["LA"] == pytest.approx(inner["ascending aorta"], rel=0.18)
     wall = np.median(ccta.clean[ccta.structures == STRUCTURES.index("LV myocardium")])
     assert 50 < wall < 180 < inner["ascending aorta"]
 

@@ -36,7 +36,7 @@ def test_a_seed_is_one_patient(patients):
 
 
 def test_an_unknown_cohort_is_named():
-    with pytest.raises(ValueError, match="screening, cardiac, rtp, got 'ct'"):
+    with pytest.raises(ValueError, match="screening, cardiac, angiography, rtp, got 'ct'"):
         sample_anatomy(0, "ct")
 
 
@@ -51,7 +51,7 @@ def clearances(points, a):
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_arteries_lie_on_the_heart_in_fat(patients, seed):
-    anatomy, tree, _ = patients[seed]
+    anatomy, tree, *_ = patients[seed]
     arteries = [seg for seg in tree if seg["cls"] <= 3]
     assert {"LM", "LAD", "LCX", "RCA"} <= {seg["name"] for seg in arteries}
     for seg in arteries:
@@ -73,7 +73,7 @@ def test_blood_piles_up_nowhere(patients, seed):
 
 
 def test_lumen_samples_fill_the_vessels_once(patients):
-    anatomy, tree, _ = patients[1]
+    anatomy, tree, *_ = patients[1]
     samples = vessel_samples(tree, anatomy, max_step_mm=0.4)
     lumen_mm3 = sum(np.pi * np.trapezoid(seg["r"] ** 2, seg["s"]) for seg in tree if seg["cls"] <= 3)
     assert np.sum(samples["dV"] * samples["cl"]) == pytest.approx(lumen_mm3, rel=0.12)

@@ -62,7 +62,7 @@ def test_without_the_aortas_class_the_left_chambers_are_measured(ccta):
     six = heart_of(np.where(heart.structures < AORTA, heart.structures, 0), classes=6)
     found, _ = threshold.choose("auto", "scan", image, six)
     assert found["where"].startswith("LV cavity and LA") and "box" not in found
-    assert found["mean_hu"] == pytest.approx(truth["arterial_hu"], rel=0.1)
+    assert found["mean_hu"] == pytest.approx(truth["arterial_hu"], rel=0.18)  # 15 % of bolus timing
 
 
 def test_a_scan_that_is_not_enhanced_keeps_the_rules_threshold(native):

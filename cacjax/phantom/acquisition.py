@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cacjax.phantom import beam, motion, noise, scenes
+from cacjax.phantom import beam, contrast, motion, noise, scenes, streaks
 from cacjax.phantom.anatomy import stream
 from cacjax.phantom.lumen import vessel_samples, wall_mm
 from cacjax.phantom.observer import VISIBLE_SD
@@ -12,16 +12,17 @@ from cacjax.phantom.render import Grid, render, tissue_at
 from cacjax.phantom.splat import Optics, Samples, splat
 
 PROTOCOLS = ("chest", "cardiac", "ccta", "rtp")
-COHORT_OF = {"chest": "screening", "cardiac": "cardiac", "ccta": "cardiac", "rtp": "rtp"}
+COHORT_OF = {"chest": "screening", "cardiac": "cardiac", "ccta": "angiography", "rtp": "rtp"}
 FWHM = 2.3548
 HU_PER_DENSITY = 1.30  # HU per mg/cm3 of hydroxyapatite at 120 kVp
 CALCIUM_GAIN = {70: 1.59, 80: 1.37, 90: 1.24, 100: 1.14, 120: 1.0, 140: 0.92}
-IODINE_GAIN = {70: 1.90, 80: 1.62, 90: 1.42, 100: 1.26, 120: 1.0}
 WALL_HU, WASHOUT_MM = 45.0, 110.0
+PLEURA_MM = 1.0  # from the lungs' cavity, up to where the pericardium is drawn; native scans call heart what is beyond it, too
 
 
 class Protocol(NamedTuple):
-    """One acquisition. Lengths mm, times s; blood: HU per compartment; washout: HU lost per mm along a contrasted artery."""
+    """One acquisition. Lengths mm, times s; blood: HU per compartment (see `contrast`); washout: HU lost per mm along a contrasted artery;
+    hardening: against that of a usual filter; noise_per_mm: share by which noise grows with every mm below the aortic root."""
 
     kind: str
     kvp: int
@@ -42,6 +43,8 @@ class Protocol(NamedTuple):
     table_mm_s: float
     blood: dict
     washout: float
+    hardening: float
+    noise_per_mm: float
 
 
 class Scan(NamedTuple):
@@ -78,8 +81,8 @@ def sample_protocol(kind: str, anatomy: dict, scan_seed: int) -> Protocol:
     settings = {"chest": _chest, "cardiac": _cardiac, "ccta": _ccta, "rtp": _rtp}[kind](g, anatomy["bmi"])
     settings = {"kind": kind, "kvp": 120, "contrast": False, "gated": False, "kernel": "soft", "phase": 0.0, "table_mm_s": 0.0} | settings
     rr = 60.0 / settings.pop("rate")
-    blood, washout = _contrast(g, settings["kvp"]) if settings["contrast"] else (_native_blood(anatomy), 0.0)
-    return Protocol(rr_s=rr, start_s=g.uniform(0, rr), blood=blood, washout=washout, **settings)
+    bolus = _bolus(scan_seed, settings["kvp"]) if settings["contrast"] else _no_bolus(anatomy)
+    return Protocol(rr_s=rr, start_s=g.uniform(0, rr), **settings, **bolus)
 
 
 def _chest(g, bmi):
@@ -150,27 +153,15 @@ def _rtp(g, bmi):
     }
 
 
-def _native_blood(anatomy):
-    names = ("art", "pvn", "right", "pulm", "svc", "ra", "ven")
-    return {name: float(anatomy["hu_tis"][2]) for name in names} | {"myo": float(anatomy["hu_tis"][3]), "mix": 0.0}
+def _no_bolus(anatomy):
+    return {"blood": contrast.native(anatomy), "washout": 0.0, "hardening": 1.0, "noise_per_mm": 0.0}
 
 
-def _contrast(g, kvp):
-    """HU of the compartments of a coronary CT angiogram, and the HU per mm that an artery loses."""
-    arterial = float(np.clip(g.normal(430, 70), 280, 620) * (IODINE_GAIN[kvp] / 1.35) ** 0.35)
-    right = arterial * float(np.clip(g.beta(2, 2.6), 0.08, 1.05))
-    blood = {
-        "art": arterial,
-        "pvn": arterial * g.uniform(0.92, 1.06),
-        "right": right,
-        "pulm": 0.5 * (right + arterial) * g.uniform(0.8, 1.1),
-        "svc": right * g.uniform(0.7, 2.0) + 40,
-        "ra": right * g.uniform(0.7, 1.15),
-        "ven": g.uniform(60, 160),
-        "myo": g.normal(98, 12),
-        "mix": 0.10 * right,
-    }
-    return blood, g.uniform(0.2, 1.1)
+def _bolus(scan_seed, kvp):
+    """Blood and what comes with it; in some patients the lumen gets brighter along the artery, since the bolus is younger there."""
+    g = stream(scan_seed, 707)
+    blood = contrast.enhanced(g, kvp)
+    return {"blood": blood, "washout": g.uniform(-0.6, 1.1), "hardening": g.uniform(0.8, 1.8), "noise_per_mm": g.uniform(0, 0.003)}
 
 
 def sample_timing(protocol: Protocol, grid: Grid, centre_mm, scan_seed: int, *, breath=(0.0, 4.0, 0.0), lift_mm=0.0) -> motion.Timing:
@@ -197,24 +188,28 @@ def sample_timing(protocol: Protocol, grid: Grid, centre_mm, scan_seed: int, *, 
 def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noise_seed: int, *, scene: tuple = ()) -> Scan:
     """The scan of a patient. clean = noise-free image; calcium = its exact calcium part; clean - calcium = the healthy twin;
     coronary = what the coronary arteries alone add to calcium.
-
     scene: see `scenes`; its regions have no heart and no marked calcium. `seen` maps lesion number -> voxels with calcium
     above 2.5 noise SD, `centres_mm` -> its centroid in the image, (x, y, z) in LPS mm.
     """
     optics = Optics(protocol.fwhm_mm / FWHM, protocol.thickness_mm, 0.18 * protocol.thickness_mm + 0.15)
     psf = (optics.sigma_mm, protocol.thickness_mm / np.sqrt(12))
     couch = protocol.kind in ("chest", "rtp")
-    if region := scenes.region_of(scene):
+    within_mm, region = PLEURA_MM if protocol.contrast else np.inf, scenes.region_of(scene)
+    if region:
         clean = scenes.draw(region, patient.anatomy, grid, protocol.blood, optics.sigma_mm, noise_seed)
         heart, structures, calcium, coronary, cls, seen, centres_mm = *_empty(grid), {}, {}
         rays = beam.Beam(np.zeros_like(clean), np.ones_like(clean))
     else:
-        clean, heart, structures = render(patient.anatomy, grid, timing, protocol.blood, psf, couch)
+        clean, heart, structures = render(patient.anatomy, grid, timing, protocol.blood, psf, couch, within_mm)
         _add_arteries(clean, patient, protocol, grid, timing, optics)
+        if patient.metal:
+            _add_metal(clean, patient, protocol, grid, timing, optics, noise_seed)
         calcium, coronary, cls, seen, centres_mm = _calcium(patient, protocol, grid, timing, optics)
         clean += calcium
         rays = beam.scan_beam(patient.anatomy, grid, timing, protocol, couch, calcium, timing.centre_mm)
     clean += rays.error_hu
+    if protocol.contrast and not region:
+        streaks.add(clean, grid, *streaks.of_caval_vein(patient.anatomy, protocol, grid, timing), stream(noise_seed, 717))
     if {"arms_down", "arms_up"} & set(scene):
         scenes.paint(clean, grid, optics.sigma_mm, scenes.arms(patient.anatomy, scene))
     hu = clean.copy()
@@ -222,7 +217,9 @@ def simulate(patient, protocol: Protocol, grid: Grid, timing: motion.Timing, noi
         noise.boost_edges(hu, grid)
     if "streaks" in scene:
         hu += beam.streaks(patient.anatomy, grid, timing, protocol, couch, noise_seed)
-    noise.add_noise(hu, grid, protocol, noise_seed, rays.noise)
+    root_mm = 0.5 * (patient.anatomy["ao"][2, 2] + patient.anatomy["ao"][3, 2])
+    below = 1 + protocol.noise_per_mm * np.maximum(root_mm - grid.axis(0), 0)
+    noise.add_noise(hu, grid, protocol, noise_seed, rays.noise * below.astype(np.float32)[:, None, None])
     hu = np.clip(np.round(hu), -1024, 3071).astype(np.int16)
     return Scan(hu, clean, calcium, coronary, cls, heart, structures, seen, centres_mm, timing)
 
@@ -242,11 +239,27 @@ def _add_arteries(image, patient, protocol, grid, timing, optics):
     step = max(0.40, 1.1 * optics.sigma_mm) if protocol.contrast else max(0.80, 1.5 * optics.sigma_mm)
     v = vessel_samples(patient.tree, patient.anatomy, max_step_mm=step)
     under, beat = tissue_at(patient.anatomy, v["pos"], protocol.blood)
-    lumen = protocol.blood["art"] - protocol.washout * np.minimum(v["s"], WASHOUT_MM)
-    amplitude = ((lumen - WALL_HU) * v["cl"] + (WALL_HU - under) * v["co"]) * v["dV"]
+    amplitude = ((_lumen_hu(v["s"], protocol) - WALL_HU) * v["cl"] + (WALL_HU - under) * v["co"]) * v["dV"]
     drawn = splat(_moving(v["pos"], beat, amplitude, timing), grid, timing, optics, protocol.gated)
     if drawn is not None:
         image[drawn[0]] += drawn[1]
+
+
+def _lumen_hu(s_mm, protocol):
+    """HU of the blood `s_mm` from the start of an artery."""
+    return protocol.blood["lumen"] - protocol.washout * np.minimum(s_mm, WASHOUT_MM)
+
+
+def _add_metal(image, patient, protocol, grid, timing, optics, scan_seed):
+    """The patient's metal, and the streaks around what of it lies in a slice."""
+    metal = patient.metal
+    if not len(metal["dV"]):
+        return
+    under, beat = tissue_at(patient.anatomy, metal["pos"], protocol.blood)
+    samples = _moving(metal["pos"], beat, (metal["hu"] - under) * metal["dV"], timing)
+    if (drawn := splat(samples, grid, timing, optics._replace(fineness=0.5), protocol.gated)) is not None:
+        image[drawn[0]] += drawn[1]
+    streaks.add(image, grid, *streaks.of_metal(samples.position[metal["streaks"]], grid), stream(scan_seed, 727))
 
 
 def calcium_samples(patient, protocol: Protocol, timing: motion.Timing) -> Samples:
@@ -254,9 +267,21 @@ def calcium_samples(patient, protocol: Protocol, timing: motion.Timing) -> Sampl
     c = patient.calcium
     under, beat = tissue_at(patient.anatomy, c["pos"], protocol.blood)
     in_wall = c["rho"] < c["rl"] + wall_mm(c["rl"])
-    replaced = np.where(c["rho"] < c["rl"], protocol.blood["art"], np.where(in_wall, WALL_HU, under))
-    hu = WALL_HU + HU_PER_DENSITY * CALCIUM_GAIN[protocol.kvp] * c["c"]
-    return _moving(c["pos"], beat, (hu - replaced) * c["dV"], timing)
+    replaced = np.where(c["rho"] < c["rl"], _lumen_hu(c["s"], protocol), np.where(in_wall, WALL_HU, under))
+    return _moving(c["pos"], beat, (_calcium_hu(c, protocol) - replaced) * c["dV"], timing)
+
+
+def _calcium_hu(calcium, protocol):
+    """HU [n] of calcium samples."""
+    return WALL_HU + HU_PER_DENSITY * CALCIUM_GAIN[protocol.kvp] * calcium["c"]
+
+
+def share_above_lumen(patient, protocol: Protocol) -> float | None:
+    """Share of the volume of coronary calcium that is brighter than the blood at its place in the artery; None without any."""
+    c = patient.calcium
+    coronary = c["cls"] <= 3
+    above = coronary & (_calcium_hu(c, protocol) > _lumen_hu(c["s"], protocol))
+    return float(c["dV"][above].sum() / c["dV"][coronary].sum()) if coronary.any() else None
 
 
 def _calcium(patient, protocol, grid, timing, optics):

@@ -13,36 +13,41 @@ from cacjax.phantom.carriers import extra_curves, fat_sleeves, spread_fat_over
 from cacjax.phantom.coronary import coronary_tree
 from cacjax.phantom.heart import WAVE_ROWS
 from cacjax.phantom.landmarks import make_room, sample_heart, sample_vessels
+from cacjax.phantom.metal import place_metal
 
-COHORTS = ("screening", "cardiac", "rtp")
+COHORTS = ("screening", "cardiac", "angiography", "rtp")
 FEMALE_SHARE = {"screening": 0.41, "cardiac": 0.45, "rtp": 1.0}
 AGE = {"screening": (62, 5, 55, 75), "cardiac": (59, 11, 35, 85), "rtp": (57, 10, 30, 82)}  # mean, sd, lowest, highest
 
 
 class Patient(NamedTuple):
-    """anatomy: dict of floats and float32 arrays; tree: list of segments (curves.segment); calcium: dict of samples and lesions."""
+    """anatomy: dict of floats and float32 arrays; tree: list of segments (curves.segment); calcium: dict of samples and lesions;
+    metal: dict of samples, see `metal.place_metal`, of the cohort "angiography", else None."""
 
     anatomy: dict
     tree: list
     calcium: dict
+    metal: dict | None
 
 
 def stream(seed: int, purpose: int) -> np.random.Generator:
     """The patient's random stream for one purpose.
 
-    101 anatomy, 111 surface detail, 112 fat, 202 tree, 303 calcium, 404 protocol, 505 timing, 606 place of the grid, 909 breathing.
+    101 anatomy, 111 surface detail, 112 fat, 202 tree, 303 calcium, 404 protocol, 505 timing, 606 place of the grid, 707 contrast
+    medium, 717 its streaks, 727 those of metal, 808 metal, 909 breathing.
     """
     return np.random.Generator(np.random.Philox(key=[seed, purpose]))
 
 
 def sample_patient(seed: int, cohort: str = "screening") -> Patient:
-    """One random patient of a cohort ("screening", "cardiac", "rtp"); the same seed gives the same patient bit for bit."""
+    """One random patient of a cohort ("screening", "cardiac", "angiography", "rtp"); the same seed gives the same patient bit for bit."""
     anatomy = sample_anatomy(seed, cohort)
     tree = coronary_tree(anatomy, stream(seed, 202))
     anatomy["corsac"] = fat_sleeves(tree)
     anatomy["wave_weights"] = spread_fat_over(tree, anatomy, stream(seed, 112))
     tree = tree + extra_curves(anatomy)
-    return Patient(anatomy, tree, place_calcium(anatomy, tree, cohort, stream(seed, 303)))
+    metal = place_metal(anatomy, tree, stream(seed, 808)) if cohort == "angiography" else None
+    return Patient(anatomy, tree, place_calcium(anatomy, tree, cohort, stream(seed, 303)), metal)
 
 
 def sample_anatomy(seed: int, cohort: str = "screening") -> dict:
@@ -50,7 +55,7 @@ def sample_anatomy(seed: int, cohort: str = "screening") -> dict:
     if cohort not in COHORTS:
         raise ValueError(f"cohort must be one of {', '.join(COHORTS)}, got {cohort!r}")
     g, detail = stream(seed, 101), stream(seed, 111)
-    a = _covariates(g, cohort)
+    a = _covariates(g, "cardiac" if cohort == "angiography" else cohort)
     size = np.clip(g.normal(1.0 - 0.06 * a["female"], 0.045), 0.85, 1.13)
     a |= _chest_wall(g, a, size) | _tissue_values(g, a, size)
     pose, heart = sample_heart(g, a)

@@ -40,7 +40,7 @@ def scan_beam(anatomy, grid: Grid, timing, protocol, couch: bool, calcium, centr
     water = WATER_PER_MM * np.clip(scout + 1000.0, 0, None) / 1000.0
     dense = WATER_PER_MM * np.where(scout > DENSE_HU, scout, 0.0) / 1000.0
     path, dense_path = project(water), project(dense)
-    error = harden(path, dense_path, HARDENING * (120.0 / protocol.kvp) ** 1.5)
+    error = harden(path, dense_path, HARDENING * protocol.hardening * (120.0 / protocol.kvp) ** 1.5)
     error_hu = reconstruct(error) * (1000.0 / WATER_PER_MM)
     noise = np.sqrt(np.maximum(_spread(np.exp(NOISE_EXPONENT * path)) / ANGLES, 0.0))
     middle = (np.asarray(centre_mm) - scout_grid.origin_mm)[::-1] / scout_grid.spacing_mm

@@ -10,7 +10,7 @@ from scipy.stats import norm
 
 from cacjax.phantom.curves import at
 
-ZERO_SHARE = {"screening": 0.17, "cardiac": 0.34, "rtp": 0.40}
+ZERO_SHARE = {"screening": 0.17, "cardiac": 0.34, "angiography": 0.34, "rtp": 0.40}
 SEGMENT_SHARE = {
     "LM": 0.06,
     "LAD": 0.43,
@@ -24,8 +24,9 @@ SEGMENT_SHARE = {
 DENSITY = {1: 430, 2: 380, 3: 330}  # median in mg/cm3 in LAD, LCX and RCA
 SPREAD_MM = {"RCA": 32.0, "LAD": 17.0, "LCX": 18.0}
 MAX_LESIONS = 80
-AORTIC_SHIFT = {"screening": 0.35, "cardiac": -0.35, "rtp": -0.4}
-VALVES = (("AVL", -0.95), ("MVA", -1.25))
+AORTIC_SHIFT = {"screening": 0.35, "cardiac": -0.35, "angiography": -0.35, "rtp": -0.4}
+VALVES = {"AVL": -0.95, "MVA": -1.25}
+MORE_VALVES = {"screening": 0.0, "cardiac": 0.0, "angiography": 0.6, "rtp": 0.0}
 MAX_DENSITY = 950.0  # mg/cm3 of hydroxyapatite
 CELL_MM = 0.8
 FINEST_MM = 0.22
@@ -50,7 +51,8 @@ def place_calcium(anatomy: dict, tree: list, cohort: str, g: np.random.Generator
     """All calcium of a patient.
 
     Returns samples pos [n, 3] mm, dV [n] mm3, c [n] mg/cm3, cls [n] class 1-6, lid [n] lesion number, rho [n] distance from the
-    vessel axis and rl [n] lumen radius in mm (rho < rl: the sample replaces blood); sev: severity score or None;
+    vessel axis, rl [n] lumen radius (rho < rl: the sample replaces blood) and s [n] from the vessel's start in mm;
+    sev: severity score or None;
     lesions: list of dicts (see `lesion_table`). mass in mg = sum(dV * c) / 1000.
     """
     carriers = {seg["name"]: seg for seg in tree}
@@ -58,8 +60,8 @@ def place_calcium(anatomy: dict, tree: list, cohort: str, g: np.random.Generator
     nodules = _coronary_nodules(carriers, severity, g) if severity is not None else []
     extra = 0.5 * (-1.2 if severity is None else severity) + 0.6 * (anatomy["age"] - 60) / 9
     nodules += _aortic_nodules(carriers, AORTIC_SHIFT[cohort], extra, _count(nodules), g)
-    for valve in VALVES:
-        nodules += _valve_nodules(carriers, valve, extra, _count(nodules), g)
+    for name, shift in VALVES.items():
+        nodules += _valve_nodules(carriers[name], shift + MORE_VALVES[cohort], extra, _count(nodules), g)
     samples = _join([_sample(nodule, carriers[nodule.segment], g) for nodule in nodules])
     samples["dV"] = cap_overlap(samples["pos"], samples["dV"])
     return samples | {"sev": severity, "lesions": lesion_table(samples, nodules)}
@@ -129,12 +131,11 @@ def with_thin_plaques(calcium: dict, tree: list, g) -> dict:
     return calcium | joined | {"lesions": calcium["lesions"] + listed}
 
 
-def _valve_nodules(carriers, valve, extra, first, g):
+def _valve_nodules(ring, shift, extra, first, g):
     """Deposits on the aortic valve or the mitral annulus; median 13 mm3."""
-    name, shift = valve
     if g.random() >= norm.cdf(shift + 0.55 * extra):
         return []
-    ring, nodules = carriers[name], []
+    nodules = []
     for lesion in range(1 + g.poisson(1.5)):
         volume = _lognormal(g, np.exp(2.6 + 0.3 * extra), 1.2, 0.8, 500)
         density = _lognormal(g, 430, 0.35, 150, 900)
@@ -181,6 +182,7 @@ def _sample(nodule, carrier, g):
     density = nodule.density * np.clip(1.12 - 0.45 * radius2 + 0.12 * warp, 0.2, 1.4)
     n = len(volume)
     samples = {"pos": pos, "dV": volume, "c": np.minimum(density, MAX_DENSITY), "cls": np.full(n, nodule.cls)}
+    samples["s"] = np.clip(nodule.position_mm + nodule.length * u, 0, carrier["s"][-1])
     samples |= {"lid": np.full(n, nodule.lesion), "rho": rho, "rl": np.full(n, lumen)}
     return {k: q[volume > 1e-5] for k, q in samples.items()}
 
@@ -208,7 +210,7 @@ def _join(parts):
         "cls": np.zeros(0, int),
         "lid": np.zeros(0, int),
     }
-    empty |= {"rho": np.zeros(0), "rl": np.zeros(0)}
+    empty |= {"rho": np.zeros(0), "rl": np.zeros(0), "s": np.zeros(0)}
     return {k: np.concatenate([part[k] for part in [empty, *parts]]) for k in empty}
 
 

@@ -13,9 +13,9 @@ import tqdm
 from scipy import ndimage
 
 from cacjax.phantom import folder
-from cacjax.phantom.acquisition import COHORT_OF
+from cacjax.phantom.acquisition import COHORT_OF, sample_protocol, share_above_lumen
 from cacjax.phantom.anatomy import sample_patient
-from cacjax.phantom.cohort import make_pair, make_scan
+from cacjax.phantom.cohort import first_scan, make_pair, make_scan
 
 GRID = {"shape": (96, 224, 224), "spacing_mm": (1.5, 0.66, 0.66)}
 PAIRED = ("cardiac", "chest", "rtp")
@@ -38,6 +38,7 @@ PUBLISHED = {
     "Agatston difference %, positive twice (cardiac)": "15-41 (cited by van Velzen 2022)",
     "calcium map difference %, positive twice (rtp)": "bound for map-based scores",
     "calcium map difference %, positive twice (cardiac)": "",
+    "coronary calcium brighter than its lumen, % of the volume p25/p50/p75 (ccta)": "",
     "noise SD in the aorta HU p5-p95 (cardiac)": "15-25 (usual target)",
     "noise SD in the aorta HU p5-p95 (ccta)": "20-35 (usual target)",
     "noise autocorrelation at .66 mm, 1.5 mm along z (cardiac)": "",
@@ -51,7 +52,7 @@ def run(n: int, seed: int = 0, *, out=None, workers: int = 0) -> dict:
     records = list(tqdm.tqdm(made, "check", len(jobs), unit="patient"))
     table = summarise(records)
     for row in table:
-        print(f"{row['quantity']:58s} {row['phantom']:26s} n={row['n']:<4d} published: {row['published']}")
+        print(f"{row['quantity']:78s} {row['phantom']:26s} n={row['n']:<4d} published: {row['published']}")
     if out:
         _write(pathlib.Path(out), table, records)
     return {row["quantity"]: row for row in table}
@@ -61,10 +62,11 @@ def _record(job):
     """Measurements of one patient: {"protocol", "seed", "scans": list, empty without coronary calcium}."""
     protocol, seed = job
     record = {"protocol": protocol, "seed": seed, "scans": []}
+    patient = sample_patient(seed, COHORT_OF[protocol])
     if protocol == "ccta":
-        return record | {"scans": [measure(make_scan(protocol, seed, **GRID))]}
-    calcium = sample_patient(seed, COHORT_OF[protocol]).calcium
-    if (calcium["cls"] <= 3).any():
+        above = share_above_lumen(patient, sample_protocol(protocol, patient.anatomy, first_scan(seed)))
+        return record | {"scans": [measure(make_scan(protocol, seed, **GRID)) | {"above_lumen": above}]}
+    if (patient.calcium["cls"] <= 3).any():
         record["scans"] = [measure(scan) for scan in make_pair(protocol, seed, **GRID)]
     return record
 
@@ -123,6 +125,8 @@ def summarise(records) -> list:
     for p in ("cardiac", "ccta"):
         sd = [s["noise_sd"] for s in scans[p]]
         rows[f"noise SD in the aorta HU p5-p95 ({p})"] = (_percentiles(sd, (5, 95)), len(sd))
+    above = [100 * s["above_lumen"] for s in scans["ccta"] if s["above_lumen"] is not None]
+    rows["coronary calcium brighter than its lumen, % of the volume p25/p50/p75 (ccta)"] = (_percentiles(above, (25, 50, 75)), len(above))
     acf = [s["acf"] for s in scans["cardiac"]]
     rows["noise autocorrelation at .66 mm, 1.5 mm along z (cardiac)"] = (np.mean(acf, 0) if acf else [], len(acf))
     return [_row(name, *rows[name]) for name in PUBLISHED]

@@ -50,10 +50,15 @@ def make_scan(protocol: str, seed: int, *, scan_seed: int | None = None, shape=N
     female.
     """
     kind, scene = split(protocol)
-    scan_seed = seed * 31 + 7 if scan_seed is None else scan_seed
+    scan_seed = first_scan(seed) if scan_seed is None else scan_seed
     patient = _patient(seed, kind, scene)
     settings = scenes.acquired(sample_protocol(kind, patient.anatomy, scan_seed), scene, scan_seed)
     return _scan(patient, settings, seed, scan_seed, shape, spacing_mm, scene, **_free_breathing(kind, scan_seed))
+
+
+def first_scan(seed: int) -> int:
+    """The seed of a patient's first scan."""
+    return seed * 31 + 7
 
 
 def make_pair(protocol: str, seed: int, *, shape=None, spacing_mm=None) -> tuple[Phantom, Phantom]:
@@ -63,7 +68,7 @@ def make_pair(protocol: str, seed: int, *, shape=None, spacing_mm=None) -> tuple
     """
     kind, scene = split(protocol)
     patient = _patient(seed, kind, scene)
-    first, second = seed * 31 + 7, seed * 31 + 7 + 1_000_003
+    first, second = first_scan(seed), first_scan(seed) + 1_000_003
     settings = scenes.acquired(sample_protocol(kind, patient.anatomy, first), scene, first)
     again = settings._replace(start_s=sample_protocol(kind, patient.anatomy, second).start_s)
     held = {"breath": (0.0, 4.0, 0.0), "lift_mm": -14.0} if kind == "rtp" else {}

@@ -10,6 +10,7 @@ from cacjax.phantom.surfaces import blend, normal_cdf, smoothstep
 from cacjax.phantom.thorax import lung_vessels
 
 AIR_HU = -1000.0
+STREAMS = (1.0, 2.8)  # of a texture of unit SD: where threads of dense blood begin, and where nothing dilutes them
 # Classes of a segmentation by surface, as `paint_heart` puts one over the other; thin walls count to their chamber.
 STRUCTURES = {"sac": 7, "ra": 4, "la": 3, "rv": 2, "lv": 5, "lvc": 1, "ascending": 6}
 
@@ -110,7 +111,7 @@ def _paint_bones(hu, f, a):
 def paint_heart(hu, f, a, blood):
     """The heart region over the chest `hu`. f holds the heart's fields and "cavity", "spine", "diaphragm" of the chest.
 
-    blood: HU of the compartments art, pvn, right, pulm, svc, ra, ven, myo and the amplitude `mix` of the contrast mixing.
+    blood: HU of the compartments, see `contrast`.
     """
     fat, muscle = a["hu_tis"][0] + 5.0 * f["fat"], a["hu_tis"][1]
     myocardium = blood["myo"] + 3.0 * f["muscle"]
@@ -127,12 +128,13 @@ def paint_heart(hu, f, a, blood):
     hu = blend(hu, fat, inside(f, "sac") * (f["cavity"] < 1.0))
     hu = blend(hu, 15.0, layer(f, "sac", -0.45, 0.45) * (f["cavity"] < 0.0) * f["pericardium"])
     hu = put(hu, 0.8 * blood["ven"] + 8.0, "cs")
-    for name, wall_mm, value in (("ra", 2.0, "ra"), ("la", 1.8, "art"), ("rv", 3.2, "right")):
-        mixing = blood["mix"] * f["muscle"] if name == "rv" else 0.0
+    streams = blood["streams"] * smoothstep(*STREAMS, 0.7 * (f["muscle"] + f["fat"]))
+    mixing = {"ra": streams, "la": 0.0, "rv": blood["mix"] * f["muscle"] + 0.3 * streams}
+    for name, wall_mm, value in (("ra", 2.0, "ra"), ("la", 1.8, "la"), ("rv", 3.2, "right")):
         hu = put(hu, myocardium, name)
-        hu = put(hu, blood[value] + mixing, name, -wall_mm)
+        hu = put(hu, blood[value] + mixing[name], name, -wall_mm)
     hu = blend(hu, myocardium, inside(f, "lv") * smoothstep(-1.0, 2.0, f["base"]))
-    hu = put(hu, blood["art"], "lvc")
+    hu = put(hu, blood["lv"], "lvc")
     hu = put(hu, myocardium, "papillary")
     for name, value in (("pa", "pulm"), ("ao", "art")):
         hu = put(hu, 0.9 * muscle, name + "_wall")

@@ -38,13 +38,14 @@ class Grid(NamedTuple):
         return self.origin_mm[2 - k] + self.spacing_mm[k] * np.arange(self.shape[k])
 
 
-def render(anatomy: dict, grid: Grid, timing, blood: dict, psf_mm, couch: bool):
+def render(anatomy: dict, grid: Grid, timing, blood: dict, psf_mm, couch: bool, within_mm: float = np.inf):
     """Draw everything but coronary arteries and calcium: (hu float32, heart bool, structures uint8 (see `layers`)), all [z, y, x].
 
-    psf_mm: standard deviations (in plane, slice); blood: HU per compartment; couch: whether a couch lies under the patient.
+    psf_mm: standard deviations (in plane, slice); blood: HU per compartment; couch: whether a couch lies under the patient; within_mm: how
+    far from the lungs' cavity what is called heart goes at most: a surface may reach ribs, though nothing of it is drawn there.
     """
     m, n = max(1, int(FIELD_STEP_MM / max(grid.spacing_mm[1:]))), TILE_CELLS
-    scene = _scene(anatomy, timing, blood, psf_mm, couch)
+    scene = _scene(anatomy, timing, blood, psf_mm, couch) | {"within": jnp.float32(within_mm)}
     drawn = np.empty(grid.shape, np.float32), np.zeros(grid.shape, bool), np.zeros(grid.shape, np.uint8)
     depth, height, width = grid.shape
     corners = [(k, i, j) for k in range(0, depth, SLICES) for i in range(0, height, n * m) for j in range(0, width, n * m)]
@@ -83,7 +84,7 @@ def _draw_tile(drawn, corner, grid, timing, scene, m, n):
             share = (np.float32(a / m), np.float32(b / m))
             tiles = (_paint_chest(chest, p, scene["a"], scene["psf"], scene["couch"], share),)
             if fields is not None:
-                tiles = _paint_heart(*tiles, around, fields, scene["a"], scene["blood"], share)
+                tiles = _paint_heart(*tiles, around, fields, scene["a"], scene["blood"], share, scene["within"])
             for whole, tile in zip(drawn, tiles):
                 whole[out, rows, columns] = _fit(tile, whole[out, rows, columns].shape)
 
@@ -159,10 +160,11 @@ def _paint_chest(fields, p, a, psf, couch, share):
 
 
 @jax.jit
-def _paint_heart(hu, chest, fields, a, blood, share):
+def _paint_heart(hu, chest, fields, a, blood, share, within):
     f = _between(fields, share) | _between(chest, share)
     f["mediastinum"] = jnp.maximum(f["mediastinum"], jnp.maximum(f["cavity"] + 0.2, 0.5 - f["spine"]))
-    return layers.paint_heart(hu, f, a, blood), f["sac"] < 0, layers.structures(f)
+    here = f["cavity"] < within
+    return layers.paint_heart(hu, f, a, blood), (f["sac"] < 0) & here, layers.structures(f) * here
 
 
 def tissue_at(anatomy: dict, points, blood: dict):
@@ -189,7 +191,7 @@ def _tissue(a, p, blood, psf):
     far = np.full(p[0].shape, 50.0, np.float32)
     chest = dict(zip(AROUND_HEART, (-far, far, far, far)))
     lung = np.full((SLICES, p[0].shape[1] - 1, p[0].shape[2] - 1), -860.0, np.float32)
-    hu, *_ = _paint_heart(lung, chest, fields, a, blood, (np.float32(0), np.float32(0)))
+    hu, *_ = _paint_heart(lung, chest, fields, a, blood, (np.float32(0), np.float32(0)), np.float32(np.inf))
     return hu.reshape(-1)
 
 
