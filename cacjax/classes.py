@@ -7,4 +7,5 @@ CORONARY = (1, 2, 3, 7)
 STRUCTURES = ("background", "LV cavity", "RV", "LA", "RA", "LV myocardium", "ascending aorta", "rest within the pericardium")
 LV_CAVITY, LA, AORTA = (STRUCTURES.index(name) for name in ("LV cavity", "LA", "ascending aorta"))
 AIR_HU = -1000.0  # outside of a scan
+OUTSIDE_HU = -32768.0  # that mark themselves as outside: samples between voxels are air as soon as one of these is not of the scan
 CALCIUM_HU = 130.0  # the classical threshold (Agatston 1990)

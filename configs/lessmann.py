@@ -11,16 +11,17 @@ Variants:  lessmann.py:tiny        one orientation, 16 channels, trained on whol
            lessmann.py:tone        published size with tone curves
            lessmann.py:rtp         on scans for radiotherapy planning, four of five with calcium; also tiny,rtp
            lessmann.py:tiny,quick  half the steps, on 40 + 24 scans: the first command of the README
-Differs:   the data; a lesion counts if half of it is in the heart, where one voxel would keep ribs; no averaging over orientations and
-           none of the ancestor's rules for small lesions. `tiny` learns from every voxel of axial maps of three slices, weighted,
-           without deep supervision
+           lessmann.py:ancestor    detection and reduction of false positives as Lessmann 2018: averaged over the orientations' heads, no
+                                   single voxels, small lesions dropped, the others grown into components that they fill a quarter of
+Differs:   the data; a lesion counts if half of it is in the heart, where one voxel would keep ribs (scoring.in_heart). `tiny` learns from
+           every voxel of axial maps of three slices, weighted, without deep supervision
 """
 
 from ml_collections import ConfigDict
 
 from configs import phantom_data
 
-WORDS = ("tiny", "quick", "tone", "three", "rtp")
+WORDS = ("tiny", "quick", "tone", "three", "rtp", "ancestor")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -28,6 +29,8 @@ def get_config(variant: str = "") -> ConfigDict:
     words = set(filter(None, variant.split(",")))
     if words - set(WORDS):
         raise ValueError(f"unknown variant {variant!r}: expected words among {', '.join(WORDS)} with commas between")
+    if {"tiny", "ancestor"} <= words and "three" not in words:
+        raise ValueError("ancestor averages over orientations, each with a trained head: expected tiny,three,ancestor")
     config = ConfigDict({"task": "lessmann", "seed": 0})
     config.stages = ConfigDict()  # none before it
     config.steps = 35_000  # 700 epochs x 5 x 10 minibatches
@@ -42,6 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.planes = 3
     config.model.slab = 1  # slices seen by a plane, as channels
     config.model.stored = "float32"  # kind of a scan's feature vectors between subnets and main head
+    config.model.ancestor = "ancestor" in words  # scans are read as by Lessmann 2018, see cacjax.inference.planes
     config.model.dropout = 0.35
     config.model.main_dropout = 0.0  # the ancestor evaluates the main head without dropout in training too
     config.model.he = False  # PyTorch's default initialisation, as the code of Zhai; True: He-uniform, as the ancestor
@@ -58,10 +62,12 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimiser.weight_decay = 5e-5
 
     config.scoring = ConfigDict()
-    config.scoring.rule = "default"  # of cacjax.kernels.rules, or several with commas between
+    config.scoring.rule = "lessmann" if "ancestor" in words else "default"  # of cacjax.kernels.rules, or several with commas between
     config.scoring.scheme = "default"  # risk categories, of cacjax.kernels.scores.SCHEMES
     config.scoring.threshold = "scan"  # the scan's own; or "scan_whole": cut to whole HU, as the code of Zhai 2022
-    config.scoring.fp_reduction = "paper"  # or "authors_code", "none": how false positives are reduced
+    # How false positives are reduced; or "authors_code", "none", "lessmann" (cacjax.kernels.region_growing).
+    config.scoring.fp_reduction = "lessmann" if "ancestor" in words else "paper"
+    config.scoring.in_heart = 0.5  # share of a lesion that has to lie in the dilated heart; 0: one voxel (Zhai 2022, section 2.5)
     config.scoring.heart_dilation_mm = 5.0  # a ball of 10 mm diameter (Zhai 2022, section 2.5): the arteries lie on the heart's border
     config.scoring.classify = "all"  # or "threshold", "mask": fewer voxels, the same mask (cacjax.inference.candidates)
     config.scoring.view = "none"  # or "contrast_removed": how the detector sees enhanced scans (cacjax.kernels.view)

@@ -12,10 +12,10 @@ Variants:  second.py:tiny        half the channels: minutes on a laptop
            second.py:tiny,three  a first stage of three orientations
            second.py:tone        published size with tone curves
            second.py:rtp         both stages on scans for radiotherapy planning; also tiny,rtp
+           second.py:ancestor    the two stages as Lessmann 2018 runs them, Zhai's baseline on CCTA: upon lessmann.py:ancestor
 Stages:    config.stages.first.workdir names the run of the first stage, of lessmann.py or uda.py; empty trains lessmann.py first, in
            WORKDIR/first. What it detects on the training scans is kept in WORKDIR/detected
-Differs:   L2 is a weight decay, half of what Lasagne's penalty comes to. Samples less than a voxel outside of a volume are interpolated
-           towards air, where the authors' are air
+Differs:   L2 is a weight decay, half of what Lasagne's penalty comes to
 """
 
 from ml_collections import ConfigDict

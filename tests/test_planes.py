@@ -105,6 +105,33 @@ def test_features_are_rounded_where_they_are_kept_in_half_precision(case):
     assert 1e-6 < np.abs(np.asarray(found[1]) - whole[1]).max() < 1e-2
 
 
+def test_the_ancestor_averages_over_orientations_and_drops_single_voxels(case):
+    """Lessmann 2018: half of the mean of the auxiliary heads and half of the main head; 130 HU and more; no voxel alone among 26."""
+    model, params, hu, slab, whole = case
+    zeros = np.zeros(hu.shape, np.uint8)
+    scan = scans.index_scan({"id": "a", "hu": hu, "label": zeros, "heart": zeros})
+    points = np.argwhere(hu >= 130)[::7]
+    crops = np.stack([sampling.cut_sample(scan, tuple(point), sampling.StreamSpec(("a",), cut_of(model, slab)))["hu"] for point in points])
+    main, auxiliary = model.apply(params, planes.normalise(jnp.asarray(crops)))
+    expected = 0.5 * jax.nn.softmax(main[:, 0, 0]) + 0.5 * jax.nn.softmax(auxiliary[:, :, 0, 0]).mean(1)
+    label, probability = (np.asarray(each) for each in planes.predict(model, params, hu, slab=slab, ancestor=True))
+    at = tuple(points.T)
+    np.testing.assert_allclose(probability[at], expected[:, 1:4].sum(-1), atol=1e-5)
+    assert np.abs(probability - np.asarray(whole[1])).max() > 1e-3
+    assert not label[hu < 130].any()
+    kept = label[at] > 0
+    np.testing.assert_array_equal(label[at][kept], expected.argmax(-1)[kept])
+
+
+def test_single_voxels():
+    label = np.zeros((3, 5, 6), np.uint8)
+    label[0, 0, 0], label[1, 1, 1] = 1, 2  # touch at a corner
+    label[2, 4, 5] = 3
+    expected = label.copy()
+    expected[2, 4, 5] = 0
+    np.testing.assert_array_equal(planes.without_single_voxels(jnp.asarray(label)), expected)
+
+
 def test_planes_at_once_change_nothing(case, wanted, monkeypatch):
     model, params, hu, slab, whole = case
     monkeypatch.setattr(planes, "PLANES_AT_ONCE", {})

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from cacjax.classes import AIR_HU, CALCIUM_HU
-from cacjax.kernels import grids, lesions, spatial, view
+from cacjax.classes import CALCIUM_HU, OUTSIDE_HU
+from cacjax.kernels import grids, lesions, region_growing, spatial, view
 from cacjax.task import Case, Detector, Finding, Plan
 
 CLASSIFY = ("all", "threshold", "mask")  # voxels >= Arrays.least_hu, those >= Case.threshold_hu, those that can end in the mask
-FP_REDUCTION = ("paper", "authors_code", "none")
+FP_REDUCTION = ("paper", "authors_code", "lessmann", "none")
 CHOICES = {"classify": CLASSIFY, "fp_reduction": FP_REDUCTION, "view": view.NAMES}
 MARGIN_MM = 5.0  # around the heart's box, where the detector still looks
 BALL_STEP = 4
@@ -39,6 +39,7 @@ class How(NamedTuple):
     network: tuple
     reach: tuple | None
     fp_reduction: str
+    in_heart: float
     classify: str
     slab: tuple
 
@@ -47,9 +48,9 @@ def detector(config, predict) -> Detector:
     """A `Detector` of the classes 1 to 6 upon predict(state, hu, wanted) -> (label uint8, P(coronary calcium)), both on the network's
     grid.
 
-    config.scoring: fp_reduction "paper", "authors_code" or "none"; heart_dilation_mm; classify: "all" voxels from 130 HU up, those from
-    the scan "threshold" up, or those that can end in the "mask": the same mask ever faster, but then nothing is known of what was
-    detected before reduction; view: how the detector sees enhanced scans. Raises ValueError for what is none of these.
+    config.scoring: fp_reduction "paper", "authors_code", "lessmann" or "none"; heart_dilation_mm; classify: "all" voxels from 130 HU up,
+    those from the scan "threshold" up, or those that can end in the "mask": the same mask ever faster, but then nothing is known of what
+    was detected before reduction; view: how the detector sees enhanced scans. Raises ValueError for what is none of these.
     """
     scoring, network_mm = config.scoring, tuple(config.data.grid.spacing_mm)
     for key, options in CHOICES.items():
@@ -66,7 +67,7 @@ def detector(config, predict) -> Detector:
             box = grids.box_around(heart, network, network_mm, margin_mm=MARGIN_MM)
         between, network = grids.join(shape, spacing_mm, network_mm, box)
         least_hu = min(CALCIUM_HU, threshold_hu) if scoring.classify == "all" else threshold_hu
-        how = How(network, reach, scoring.fp_reduction, scoring.classify, slab)
+        how = How(network, reach, scoring.fp_reduction, float(scoring.in_heart), scoring.classify, slab)
         long = bool(np.prod(between.box[1] - between.box[0]) > LONG)
         return Plan(Arrays(between, ball, np.float32(least_hu)), how, long, flags=NO_VIEW if slab and aorta_hu is None else {})
 
@@ -85,7 +86,7 @@ def _prepare(case: Case, how: How):
     network_hu = hu if between.to_network is None else spatial.sample(hu, between.to_network)
     if how.slab:
         network_hu = view.remove_contrast(network_hu, case.aorta_hu, how.slab, between.network_shape[0])
-    network_hu = jnp.where(_within(how.network, 0, between.network_shape), network_hu, AIR_HU)
+    network_hu = jnp.where(_within(how.network, 0, between.network_shape), network_hu, OUTSIDE_HU)
     around = None if case.heart is None else spatial.spread(case.heart, ball, reach=how.reach)
     wanted = _can_count(case, how, around)
     if between.to_scan is not None:
@@ -97,12 +98,12 @@ def _can_count(case, how, around):
     """Voxels of the scan whose class is asked for."""
     if how.classify == "all":
         return case.hu >= case.plan.least_hu
-    if how.classify == "threshold" or how.fp_reduction == "none":
+    if how.classify == "threshold" or how.fp_reduction in ("none", "lessmann"):
         return case.hu >= case.threshold_hu
     # Only voxels of lesions that the reduction keeps whatever their class. The authors' code counts votes before it cuts.
     steps = lesions.STEPS if how.fp_reduction == "paper" else ("threshold", "grow", "size")
     everything = (case.hu >= case.threshold_hu).astype(jnp.uint8)
-    options = {"mode": how.fp_reduction, "steps": steps}
+    options = {"mode": how.fp_reduction, "in_heart": how.in_heart, "steps": steps}
     return lesions.grow(everything, case.hu, case.threshold_hu, around, case.spacing_mm, **options)[0] > 0
 
 
@@ -125,8 +126,11 @@ def _conclude(case: Case, how: How, label, probability, around) -> Finding:
     probability = jnp.where(case.hu >= case.threshold_hu, probability, 0)
     if how.fp_reduction == "none":
         mask, removed = jnp.where(case.hu >= case.threshold_hu, detected, 0), {}
+    elif how.fp_reduction == "lessmann":
+        mask, removed = region_growing.grow(detected, case.hu, case.threshold_hu, case.spacing_mm)
     else:
-        mask, removed = lesions.grow(detected, case.hu, case.threshold_hu, around, case.spacing_mm, mode=how.fp_reduction)
+        options = {"mode": how.fp_reduction, "in_heart": how.in_heart}
+        mask, removed = lesions.grow(detected, case.hu, case.threshold_hu, around, case.spacing_mm, **options)
         removed = removed._asdict()
     if how.classify != "all":  # what was not even classified is not counted
         return Finding(mask, None, probability=probability)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cacjax.classes import AIR_HU
+from cacjax.classes import AIR_HU, CALCIUM_HU
 from cacjax.inference import rectangles, steps
 from cacjax.inference.rectangles import KINDS, NONE
 from cacjax.models.dilated import doubling, margin
@@ -32,12 +32,13 @@ def normalise(hu):
     return (jnp.clip(hu.astype(jnp.float32), -1000.0, 3000.0) - 130.0) / 1130.0
 
 
-def predict(model, params, hu, wanted=None, *, slab: int = 1, stored: str = "float32"):
+def predict(model, params, hu, wanted=None, *, slab: int = 1, stored: str = "float32", ancestor: bool = False):
     """Classify the wanted voxels of a scan, background elsewhere: (label uint8, P(classes 1 to 3) float32), both [z, y, x].
 
     model: a `Dilated` network; hu: [z, y, x] Hounsfield units on its grid; wanted: bool [z, y, x], None for all voxels;
-    stored: kind of the feature vectors that wait for the main head ("float16" as in Zhai 2022's code). Traced arrays make it a part
-    of the caller's program; with others it runs in steps and shows its progress after some seconds.
+    stored: kind of the feature vectors that wait for the main head ("float16" as in Zhai 2022's code); ancestor: as Lessmann 2018 reads
+    scans, by the mean of the main head's and the auxiliary heads' average probabilities, without single voxels at 130 HU or more.
+    Traced arrays make it a part of the caller's program; with others it runs in steps and shows its progress after some seconds.
     """
     hu = jnp.asarray(hu)
     wanted = jnp.ones(hu.shape, bool) if wanted is None else jnp.asarray(wanted, bool)
@@ -50,9 +51,16 @@ def predict(model, params, hu, wanted=None, *, slab: int = 1, stored: str = "flo
         look = functools.partial(_look, model, slab, params, hu, chunk, work)
         kind = {"traced": traced, "every": STEP, "unit": "plane", "title": "detect"}
         rows = steps.advance(look, work.bounds[-1], _no_rows(model, capacity, stored), **kind)
-        return _classify(model, params, rows, chunk, found)
+        return _classify(model, ancestor, params, rows, chunk, found)
 
-    return steps.repeat(one, rectangles.count_chunks(packed.n, capacity), _nothing(hu.shape), traced=traced)
+    label, probability = steps.repeat(one, rectangles.count_chunks(packed.n, capacity), _nothing(hu.shape), traced=traced)
+    return without_single_voxels(jnp.where(hu >= CALCIUM_HU, label, 0)) if ancestor else label, probability
+
+
+def without_single_voxels(label):
+    """The label uint8 [z, y, x] less the voxels that have background on all 26 sides, whatever the classes."""
+    around = lax.reduce_window((label > 0).astype(jnp.int32), 0, lax.add, (3, 3, 3), (1, 1, 1), "SAME")
+    return jnp.where(around > 1, label, 0).astype(label.dtype)
 
 
 def _nothing(shape):
@@ -134,8 +142,8 @@ def _weights(model, params):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *straight, *turned)
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=4)
-def _classify(model, params, rows, chunk, found):
+@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=5)
+def _classify(model, averaged, params, rows, chunk, found):
     """Labels and P(CAC) with those of a chunk added."""
     capacity = rows.shape[0] // model.planes
     rows = rows.reshape(model.planes, capacity, model.width)
@@ -143,6 +151,9 @@ def _classify(model, params, rows, chunk, found):
     def block(i, out):
         features = lax.dynamic_slice_in_dim(rows, i * BLOCK, BLOCK, 1).swapaxes(0, 1).reshape(1, 1, BLOCK, -1).astype(jnp.float32)
         probability = jax.nn.softmax(model.apply(params, features, method="classify")[0, 0])
+        if averaged:
+            planes = jax.nn.softmax(model.apply(params, features, method="auxiliary_logits")[0, :, 0])
+            probability = 0.5 * (probability + planes.mean(0))
         values = probability.argmax(-1).astype(jnp.uint8), probability[:, 1:4].sum(-1)
         return tuple(lax.dynamic_update_slice_in_dim(a, v, i * BLOCK, 0) for a, v in zip(out, values))
 

@@ -225,6 +225,7 @@ def grow(
     min_mm3: Scalar = 1.0,
     max_mm3: Scalar = 500.0,
     least_share: Scalar = 0.0,
+    in_heart: Scalar = 0.5,
     steps: tuple[str, ...] = STEPS,
 ) -> tuple[UInt8[Array, "z y x"], Removed]:
     """Reduction of false positives (Zhai 2022, section 3.2): (artery-labelled mask, `Removed`).
@@ -233,10 +234,10 @@ def grow(
     "threshold" drops detected voxels below the threshold; "grow" takes every component of voxels >= threshold that holds a detected
     voxel, and of which at least the share `least_share` is detected, and gives it all the class of most of them (without it lesions are
     components of the detection and keep their classes); "size", "heart", and "specks" depend on the mode.
-    paper: 6-connected; volumes of min_mm3..max_mm3, both inclusive, remain; a lesion remains, uncut, if half of it is in the heart (one
-    voxel would keep ribs, which come within 5 mm of it).
-    authors_code: 26-connected; more than ceil(max_mm3 / voxel) voxels are removed; voxels outside the heart are cut away; then
-    components of at most 2 voxels ("specks", this mode only) are removed. Raises ValueError on another mode or step.
+    paper: 6-connected; volumes of min_mm3..max_mm3, both inclusive, remain; a lesion remains, uncut, if the share in_heart of it is in the
+    heart (0: one voxel, as the paper reads, which would keep ribs within 5 mm of it).
+    authors_code: 26-connected; more than ceil(max_mm3 / voxel) voxels are removed; voxels outside the heart are cut away; then components
+    of at most 2 voxels ("specks", this mode only) are removed. Raises ValueError on another mode or step.
     """
     if mode not in ("paper", "authors_code"):
         raise ValueError(f"mode must be 'paper' or 'authors_code', got {mode!r}")
@@ -244,18 +245,17 @@ def grow(
         raise ValueError(f"steps must be among {STEPS}, got {tuple(steps)}")
     on = tuple(s for s in STEPS if s in steps and (s != "heart" or heart is not None))
     voxel_mm3 = jnp.prod(jnp.asarray(spacing_mm, jnp.float32))
-    # A part in a million: float32 must not drop a lesion of exactly the limit.
-    least = jnp.ceil(min_mm3 / voxel_mm3 * (1 - 1e-6))
+    least = jnp.ceil(min_mm3 / voxel_mm3 * (1 - 1e-6))  # a part in a million: float32 must not drop a lesion of exactly the limit
     most = jnp.floor(max_mm3 / voxel_mm3 * (1 + 1e-6)) if mode == "paper" else jnp.ceil(max_mm3 / voxel_mm3 * (1 - 1e-6))
     heart = None if heart is None else heart.astype(bool)
-    grown, removed = _grow(detected, hu, threshold_hu, heart, least, most, least_share, mode=mode, steps=on)
+    grown, removed = _grow(detected, hu, threshold_hu, heart, least, most, (least_share, in_heart), mode=mode, steps=on)
     if mode == "authors_code":
         grown, removed = _cut(grown, heart, removed, steps=on)
     return grown, removed
 
 
 @functools.partial(jax.jit, static_argnames=("mode", "steps"))
-def _grow(detected, hu, threshold_hu, heart, least, most, least_share, *, mode, steps):
+def _grow(detected, hu, threshold_hu, heart, least, most, shares, *, mode, steps):
     detected = detected.astype(jnp.uint8)
     above = hu >= threshold_hu
     candidates = above if "grow" in steps else (detected > 0) & (above if "threshold" in steps else True)
@@ -279,10 +279,10 @@ def _grow(detected, hu, threshold_hu, heart, least, most, least_share, *, mode, 
         empty = jnp.zeros((N_CLASSES + 1, capacity + 1), jnp.int32)
         tallied = runs.fold_chunks(tally, empty, row, *found, n=packed.n)[:, :-1]
         size, in_heart, votes = tallied[0], tallied[1], tallied[2:]
-        lesion = (votes.max(0) > 0) & (votes.sum(0) >= least_share * size)
+        lesion = (votes.max(0) > 0) & (votes.sum(0) >= shares[0] * size)
         small = lesion & (size < least) & ("size" in steps and in_paper)
         large = lesion & (size > most) & ("size" in steps)
-        outside = lesion & ~small & ~large & (2 * in_heart < size) & ("heart" in steps and in_paper)
+        outside = lesion & ~small & ~large & (in_heart < jnp.maximum(1, shares[1] * size)) & ("heart" in steps and in_paper)
         value = jnp.where(lesion & ~small & ~large & ~outside, 1 + jnp.argmax(votes, 0), 0).astype(jnp.uint8)
         painted = runs.paint(jnp.where(found.valid, value[component - 1], 0), found, packed, shape=hu.shape)
         return painted, *(gone.sum(dtype=jnp.int32) for gone in (small, large, outside))
