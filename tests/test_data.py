@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from cacjax import train
+from cacjax import classes, train
 from cacjax.classes import CALCIUM_HU
 from cacjax.data import augment, sampling, scans, tones
 from cacjax.data import loader as data
@@ -143,7 +143,7 @@ def test_batches_have_exact_shares(sources):
 def test_patches_equal_slices_of_the_padded_scan(n, point):
     scan, half, pad = scans.index_scan(record(1)), (n + 6) // 2, 20
     sample = sampling.cut_sample(scan, point, StreamSpec((), patch(n, 3, planes=PLANES)))
-    hu = np.pad(scan.hu, pad, constant_values=-1000)
+    hu = np.pad(scan.hu, pad, constant_values=-32768)
     label = np.pad(scan.label, pad)
     for i, (fixed, rows, cols) in enumerate([(0, 1, 2), (1, 0, 2), (2, 0, 1)]):  # axial, coronal, sagittal
         index = [0, 0, 0]
@@ -158,7 +158,7 @@ def test_patches_equal_slices_of_the_padded_scan(n, point):
 def test_slab_holds_the_neighbouring_slices():
     scan = scans.index_scan(record(2))
     hu = sampling.cut_sample(scan, (0, 7, 8), StreamSpec((), patch(3, 1, slab=3)))["hu"]
-    assert hu.shape == (1, 5, 5, 3) and (hu[..., 0] == -1000).all()
+    assert hu.shape == (1, 5, 5, 3) and (hu[..., 0] == -32768).all()
     np.testing.assert_array_equal(hu[0, :, :, 1:], np.moveaxis(scan.hu[:2, 5:10, 6:11], 0, -1))
 
 
@@ -310,6 +310,16 @@ def test_mistakes_in_a_specification_are_named(sources, change, message):
 def test_an_undivisible_batch_is_named(sources):
     with pytest.raises(ValueError, match="multiple of 2 processes"):
         data.make_loader(sources, {"s": (StreamSpec(("source",), POINT), (2, 3))}, seed=0, process_count=2)
+
+
+def test_tones_leave_what_is_outside_of_the_scan():
+    hu = np.full((1, 6, 6, 1), 40, np.int16)
+    hu[0, :, :2], rng, inner = classes.OUTSIDE_HU, np.random.default_rng(0), []
+    for _ in range(40):
+        toned = augment.tone({"hu": hu}, rng, lift=True)["hu"]
+        assert toned.dtype == np.int16 and (toned[0, :, :2] == classes.OUTSIDE_HU).all()
+        inner.append(toned[0, :, 2:])
+    assert np.min(inner) > -1100 and np.std(inner) > 10
 
 
 @pytest.mark.parametrize("lift", [True, False])

@@ -8,6 +8,7 @@ import functools
 
 import numpy as np
 
+from cacjax.classes import AIR_HU, OUTSIDE_HU
 from cacjax.data import tones
 
 SHIFT = 4  # voxels
@@ -15,8 +16,10 @@ NOISE_HU = 12.0  # largest standard deviation
 
 
 def tone(sample: dict, rng: np.random.Generator, *, lift: bool) -> dict:
-    """The sample with its tones changed as `tones.change` does it."""
-    return sample | {"hu": whole_hu(tones.change(sample["hu"], rng, lift=lift))}
+    """The sample with its tones changed as `tones.change` does it; what is marked as outside of the scan is air to it, and remains so."""
+    outside = sample["hu"] == OUTSIDE_HU
+    hu = np.where(outside, AIR_HU, sample["hu"])
+    return sample | {"hu": whole_hu(np.where(outside, OUTSIDE_HU, tones.change(hu, rng, lift=lift)))}
 
 
 def shift(sample: dict, rng: np.random.Generator) -> dict:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from cacjax.classes import AIR_HU, CLASSES, CORONARY
+from cacjax.classes import AIR_HU, CLASSES, CORONARY, OUTSIDE_HU
 from cacjax.data.augment import AUGMENTATIONS
 from cacjax.data.scans import DETECTED, IndexedScan
 from cacjax.kernels import view
@@ -248,12 +248,12 @@ def sample_shapes(spec: StreamSpec) -> dict[str, tuple[int, ...]]:
 def cut_sample(scan: IndexedScan, point: tuple[int, int, int], spec: StreamSpec) -> dict[str, np.ndarray]:
     """Cut {"hu": int16, "label": uint8, "heart": uint8} around a voxel; shapes and which of them as `sample_shapes` says.
 
-    Outside the scan planes have -1000 HU and class 0. The arrays are new, never views of the scan in memory.
+    Outside the scan planes have OUTSIDE_HU and class 0. The arrays are new, never views of the scan in memory.
     """
     shapes, (size, margin, planes) = sample_shapes(spec), spec.cut
     if not planes:
         return {part: cut_block(getattr(scan, part), point, size, margin if part == "hu" else (0, 0, 0)) for part in shapes}
-    sample = {"hu": np.full(shapes["hu"], AIR_HU, np.int16)}
+    sample = {"hu": np.full(shapes["hu"], OUTSIDE_HU, np.int16)}
     for i, plane in enumerate(planes):
         for channel in range(size[0]):
             z = point[0] + channel - size[0] // 2

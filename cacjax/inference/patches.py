@@ -14,13 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from cacjax.classes import AIR_HU
+from cacjax.classes import AIR_HU, OUTSIDE_HU
 from cacjax.inference import rectangles, steps
 from cacjax.kernels import bits
 from cacjax.task import is_traced
 
 BLOCK = {"cpu": 64}  # voxels at once; 1024 elsewhere
 STEP = 16  # blocks between two looks at the progress bar
+ROUNDING = 1e-6  # weight that a voxel has by rounding alone
 UNDECIDED = 0.5  # probability where no voxel is asked for
 
 
@@ -41,13 +42,16 @@ def look(crops, field: Field):
     """Patches in [0, 1] of crops in HU; crops are axial, coronal, sagittal (as `sampling.PLANES`) with field.margin voxels around.
 
     As the ancestor's code: sagittal (z, y) and coronal (z, x) upside down, then axial (y, x); linear interpolation at `pixels` points
-    from end to end of the field, then (HU + 800) / 2000, clipped.
+    from end to end of the field, air at those outside of the volume (between voxels of OUTSIDE_HU and others, too), then
+    (HU + 800) / 2000, clipped.
     """
     z, y, x = (_interpolation(field, step_mm) for step_mm in field.spacing_mm)
     rows, columns = np.stack([z[::-1], z[::-1], y]), np.stack([y, x, x])
     hu = crops[:, ::-1, :, :, 0].astype(jnp.float32)
-    hu = jnp.einsum("pir,bprc,pjc->bpij", rows, hu, columns, precision=lax.Precision.HIGHEST)
-    return jnp.clip((hu + 800.0) / 2000.0, 0.0, 1.0)[..., None]
+    between = lambda values: jnp.einsum("pir,bprc,pjc->bpij", rows, values, columns, precision=lax.Precision.HIGHEST)  # noqa: E731
+    outside = hu == OUTSIDE_HU
+    seen = jnp.where(between(outside.astype(jnp.float32)) > ROUNDING, AIR_HU, between(jnp.where(outside, AIR_HU, hu)))
+    return jnp.clip((seen + 800.0) / 2000.0, 0.0, 1.0)[..., None]
 
 
 def _interpolation(field, step_mm):
@@ -58,12 +62,12 @@ def _interpolation(field, step_mm):
 
 
 def crop(hu, z, y, x, margin: int):
-    """The crops around voxels [b] of a volume, air beyond its ends: [b, 3, 2 * margin + 1, 2 * margin + 1, 1]."""
+    """The crops around voxels [b] of a volume, OUTSIDE_HU beyond its ends: [b, 3, 2 * margin + 1, 2 * margin + 1, 1]."""
     reach = jnp.arange(-margin, margin + 1)
     z, y, x = (each[:, None, None] for each in (z, y, x))
     down, right = reach[:, None], reach
     planes = (z, y + down, x + right), (z + down, y, x + right), (z + down, y + right, x)
-    crops = [hu.at[at].get(mode="fill", fill_value=AIR_HU, wrap_negative_indices=False) for at in planes]
+    crops = [hu.at[at].get(mode="fill", fill_value=OUTSIDE_HU, wrap_negative_indices=False) for at in planes]
     return jnp.stack(crops, 1)[..., None]
 
 
