@@ -45,7 +45,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.planes = 3
     config.model.slab = 1  # slices seen by a plane, as channels
     config.model.stored = "float32"  # kind of a scan's feature vectors between subnets and main head
-    config.model.ancestor = "ancestor" in words  # scans are read as by Lessmann 2018, see cacjax.inference.planes
     config.model.dropout = 0.35
     config.model.main_dropout = 0.0  # the ancestor evaluates the main head without dropout in training too
     config.model.he = False  # PyTorch's default initialisation, as the code of Zhai; True: He-uniform, as the ancestor
@@ -65,6 +64,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.scoring.rule = "lessmann" if "ancestor" in words else "default"  # of cacjax.kernels.rules, or several with commas between
     config.scoring.scheme = "default"  # risk categories, of cacjax.kernels.scores.SCHEMES
     config.scoring.threshold = "scan"  # the scan's own; or "scan_whole": cut to whole HU, as the code of Zhai 2022
+    config.scoring.ancestor = "ancestor" in words  # scans are read as by Lessmann 2018, see cacjax.inference.planes
     # How false positives are reduced; or "authors_code", "none", "lessmann" (cacjax.kernels.region_growing).
     config.scoring.fp_reduction = "lessmann" if "ancestor" in words else "paper"
     config.scoring.in_heart = 0.5  # share of a lesion that has to lie in the dilated heart; 0: one voxel (Zhai 2022, section 2.5)

@@ -65,13 +65,13 @@ def cut_of(config):
 
 def network(config) -> Dilated:
     """The network that a config describes."""
-    options = {k: v for k, v in config.model.items() if k not in ("slab", "stored", "ancestor")}
+    options = {k: v for k, v in config.model.items() if k not in ("slab", "stored")}
     return Dilated(**options | {"dilations": tuple(config.model.dilations)})
 
 
 def reading(config) -> dict:
     """How that network reads a scan: options of `planes.predict`."""
-    return {key: config.model[key] for key in ("slab", "stored", "ancestor")}
+    return {"slab": config.model.slab, "stored": config.model.stored, "ancestor": config.scoring.ancestor}
 
 
 def classification(model, params, features, batch, supervision, key=None):

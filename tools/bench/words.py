@@ -48,7 +48,7 @@ Written by `python tools/bench/table.py` from the JSON files in `tools/bench/res
 
 `python tools/bench/run.py --system heart --workdir RUN --out FILE.json` measures a network on phantoms of each protocol that it never saw
 (the scan at 0.66 mm in the plane, mean ± SD over scans; under 3 minutes on 2 cores for a network at 3 mm); the files below are of its
-forerunner. The aorta's mean and threshold (mean + 3 SD) are those of a box of 16 mm where the ascending aorta is deepest, as
+forerunner, on the CCTA phantoms of before 2026-11-30 (see [phantom.md](phantom.md)). The aorta's mean and threshold (mean + 3 SD) are those of a box of 16 mm where the ascending aorta is deepest, as
 `--threshold-hu auto` takes them; voxels further than five robust SD from the median (fat at an outline, calcium) do not count. In
 non-contrast scans the phantom's box is the worse reference: an aorta that moves leaves it in part. The heart is dilated by 5 mm as
 published.
@@ -147,6 +147,8 @@ Written by `python tools/bench/table.py` from `tools/bench/results/uda_table2.js
 `python -m cacjax.experiments uda-table2 --size small --seeds 3 --out DIR` on 40 phantom scans a protocol, about 45 minutes a seed on
 2 CPU cores (AMD EPYC of family 26; up to twice that on older ones), before that command had the paper's flow ("full method": source network
 from chest CT, labelled cardiac CT in the adaptation), its controls, rows without a network and an oracle: these are still to be measured.
+It was on the CCTA phantoms of before 2026-11-30, which a threshold alone solved; those of now have a bolus with a timing of its own in each
+compartment, streams and streaks of contrast medium, metal and more calcium of the valves ([phantom.md](phantom.md)).
 Medians of three seeds; in brackets what is published of the same flow (other data: theirs are not public). Sensitivity, FP and F1 are means
 over all scans; F1, CAC: over those with coronary calcium; FP, no CAC: share of those without in which something was found; pooled F1 with
 its 95 % bootstrap interval over scans; over its source: gain in pooled F1 over the network that an arm started from, on the same scans,
