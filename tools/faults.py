@@ -198,7 +198,7 @@ BY_FILE = {  # (what, old, new, test)
             "connectivity=26 if in_paper else 6",
             CORNERS,
         ),
-        ("one voxel in the heart is enough", "jnp.maximum(1, share * size)", "1", CORNERS),
+        ("one voxel in the heart is enough", "jnp.maximum(1, shares[1] * size)", "1", CORNERS),
         ("the upper limit is exclusive", "(size > most)", "(size >= most)", MOST),
         ("the lower limit is rounded down", "least = jnp.ceil(min_mm3", "least = jnp.floor(min_mm3", LEAST),
         ("a lesion is of the rarest class", "~outside, 1 + jnp.argmax(votes, 0), 0)", "~outside, 1 + jnp.argmin(votes, 0), 0)", WHOLE),
