@@ -199,6 +199,12 @@ BY_FILE = {  # (what, old, new, test)
             CORNERS,
         ),
         ("one voxel in the heart is enough", "jnp.maximum(1, shares[1] * size)", "1", CORNERS),
+        (
+            "one detected voxel is enough",
+            " & (votes.sum(0) >= shares[0] * size)",
+            "",
+            "test_lesions.py::test_grow_asks_for_a_share_of_a_component",
+        ),
         ("the upper limit is exclusive", "(size > most)", "(size >= most)", MOST),
         ("the lower limit is rounded down", "least = jnp.ceil(min_mm3", "least = jnp.floor(min_mm3", LEAST),
         ("a lesion is of the rarest class", "~outside, 1 + jnp.argmax(votes, 0), 0)", "~outside, 1 + jnp.argmin(votes, 0), 0)", WHOLE),
