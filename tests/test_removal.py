@@ -138,7 +138,7 @@ def test_without_a_heart_the_middle_of_the_scan_is_seen():
 
 def test_no_heart_is_refused_and_a_cut_one_flagged():
     """A block of blood of the size of a heart: refused in fat, scored between lungs; a mask that is given is not in question."""
-    with pytest.raises(ScanError, match="volume 0 ml, expected 100 to 2500; lung beside it 0 %, expected 5 to 100") as refusal:
+    with pytest.raises(ScanError, match="volume 0 ml, expected 100 to 2500; lung beside it 0 %, expected 10 to 100") as refusal:
         score_block(np.full((8, 40, 40), FAT, np.float32))
     assert refusal.value.code == "no_heart"
     hu = np.full((36, 112, 112), FAT, np.float32)
@@ -146,7 +146,7 @@ def test_no_heart_is_refused_and_a_cut_one_flagged():
     with pytest.raises(ScanError, match="no heart: lung beside it 0 %"):
         score_block(hu)
     assert "heart_not_checked" not in score_block(hu, heart=hu == BLOOD)
-    hu[:, :, 100:] = -860.0
+    hu[:, :, 93:] = -860.0
     assert score_block(hu) == []
     assert "heart_cut" in one_scan.score(scan(cut=True)[0], detector=run_of()).record["flags"]
     assert "heart_cut" not in one_scan.score(scan()[0], detector=run_of()).record["flags"]

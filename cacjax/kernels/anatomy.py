@@ -11,7 +11,7 @@ import functools
 from cacjax.classes import AORTA, LA, LV_CAVITY, STRUCTURES
 
 HEART_ML = (100.0, 2500.0)
-LUNG_PCT = (5.0, 100.0)  # of what lies within BESIDE_MM of it in its own slices
+LUNG_PCT = (10.0, 100.0)  # of what lies within BESIDE_MM of it in its own slices
 BESIDE_MM, LUNG_HU = 15.0, (-950.0, -500.0)
 STEP_MM = 3.0  # as far apart voxels are looked at
 RV, RA, MYOCARDIUM = (STRUCTURES.index(name) for name in ("RV", "RA", "LV myocardium"))
