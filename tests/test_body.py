@@ -1,7 +1,11 @@
 """The body of a scan, what lies outside of it, and where blood can be."""
 
+import os
+import pathlib
+
 import jax.numpy as jnp
 import numpy as np
+import pydicom
 import pytest
 from conftest import stand_in
 from scipy import ndimage
@@ -77,3 +81,25 @@ def test_dense_vertebrae_are_no_blood(monkeypatch):
     assert choose(image) == [] and choose(blood) == ["contrast_enhanced"]
     monkeypatch.setattr(body, "FRONT", 1.0)
     assert choose(image) == ["contrast_enhanced"]
+
+
+SLICES = pathlib.Path(os.environ.get("CACJAX_DATA_SLICES", pathlib.Path(__file__).parents[2] / "shared/data/real-slices"))
+ENHANCED = {"A002304_19001231-076", "A056642_19010107-111"}
+
+
+@pytest.mark.skipif(not SLICES.is_dir(), reason="needs CACJAX_DATA_SLICES, single slices of patients")
+def test_spines_of_patients_are_no_blood(monkeypatch):
+    """Slices of real patients, each as a slab of 72 mm: the enhanced two are flagged, and not the spines of the other three."""
+    flagged = {1.0: set(), body.FRONT: set()}
+    for path in sorted(SLICES.glob("*.dcm")):
+        header = pydicom.dcmread(path)
+        hu = header.pixel_array * np.float32(header.RescaleSlope) + np.float32(header.RescaleIntercept)
+        affine = np.zeros((4, 4))
+        affine[[2, 1, 0], [0, 1, 2]], affine[3, 3] = (3.0, *map(float, header.PixelSpacing)), 1.0
+        image = scan.Scan(hu=np.repeat(hu[None], 24, 0), affine=affine, path=path.stem, acquisition=Acquisition())
+        for front, names in flagged.items():
+            monkeypatch.setattr(body, "FRONT", front)
+            if threshold.choose(None, "scan", image, None)[1]:
+                names.add(path.stem)
+    whole, front = flagged.values()
+    assert front == ENHANCED and len(whole - ENHANCED) == 2
