@@ -11,6 +11,8 @@ Variants:  heart.py:tiny         3 mm voxels, smaller network and blocks: 4 to 6
            heart.py:whole        two more classes, ours: the ascending aorta, which --threshold-hu auto measures, and the rest
                                  within the pericardium, so that no coronary artery lies outside of the heart
            heart.py:tiny,whole   both; so does half,whole
+           heart.py:tiny,whole,scenes   also patients of 350 to 500 mm, arms, hard kernels, motion, streaks, and scans without a heart
+                                 (abdomen, neck, head), of which it learns to find nothing; windows as wide as the body
 Own data:  masks 0-7 as in cacjax.classes.STRUCTURES, with --config.data.kind=folder --config.data.manifest=PATH
 Differs:   trained with and without contrast medium, where the paper has CCTA alone
 """
@@ -19,12 +21,16 @@ from ml_collections import ConfigDict
 
 from configs import phantom_data
 
+CHESTS = ("ccta", "chest:wide+streaks", "cardiac:sharp", "rtp:arms_down", "ccta:moving", "chest:arms_down+sharp", "cardiac", "rtp:wide")
+WITHOUT = ("chest:abdomen", "ccta:abdomen", "chest:neck", "rtp:abdomen+sharp", "ccta:neck", "chest:head", "chest:abdomen")
+SCENES = ",".join((*CHESTS, *WITHOUT))
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """Return the published settings; `variant` is "", "tiny" or "half", and "whole", with a comma between."""
+    """Return the published settings; `variant` is "", "tiny" or "half", "whole" and, of tiny, "scenes", with commas between."""
     words = set(filter(None, variant.split(",")))
-    if words - {"tiny", "half", "whole"} or {"tiny", "half"} <= words:
-        raise ValueError(f"unknown variant {variant!r}: expected tiny or half, and whole, with a comma between")
+    if words - {"tiny", "half", "whole", "scenes"} or {"tiny", "half"} <= words or ("scenes" in words and "tiny" not in words):
+        raise ValueError(f"unknown variant {variant!r}: expected tiny or half, whole and, of tiny, scenes, with commas between")
     config = ConfigDict({"task": "heart", "seed": 0})
     config.stages = ConfigDict()  # none before it
     config.steps = 10_000
@@ -80,6 +86,10 @@ def get_config(variant: str = "") -> ConfigDict:
         config.optimiser = ConfigDict({"rate": 4e-3, "drop_every": 300, "drop": 0.3})
         config.streams.train.count = (4,)
         config.streams.train.patch = 40
+    if "scenes" in words:
+        config.data.shape = (72, 168, 168)
+        config.data.splits.source_train = phantom_data.split(SCENES, 60)
+        config.window = ConfigDict({"window": 176, "overlap": 24})  # 528 mm
     return config.lock()
 
 
