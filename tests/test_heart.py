@@ -272,6 +272,20 @@ def test_training_lowers_the_loss_on_one_batch(ccta):
     np.testing.assert_allclose(probability.sum(0), 1, rtol=1e-4)
 
 
+def test_scans_without_a_heart_train_too():
+    """Phantoms of every scene can be made, and blocks about a heart are drawn anywhere where there is none."""
+    config = importlib.import_module("configs.heart").get_config("tiny,whole,scenes")
+    made = phantom.settings(config.data.to_dict())["splits"]["source_train"]
+    assert {"chest:abdomen", "chest:neck", "chest:head"} < set(made["protocol"].split(",")) and made["count"] == 60
+    with pytest.raises(ValueError, match="and, of tiny, scenes"):
+        importlib.import_module("configs.heart").get_config("half,scenes")
+    config = small_config()
+    record = small_record(0, shape=(16, 20, 24)) | {"heart": np.zeros((16, 20, 24), np.uint8), "label": np.zeros((16, 20, 24), np.uint8)}
+    streams = streams_of(config.streams, build(config))
+    batch = next(loader.make_loader({"source_train": [record]}, streams, seed=0, num_threads=0))
+    assert batch["train"]["hu"].shape == (2, 9, 9, 9) and not batch["train"]["label"].any()
+
+
 def test_classes_that_a_network_lacks_are_background():
     """The published six classes train on the phantom's eight."""
     config = small_config()

@@ -35,6 +35,8 @@ WHOLE, MOST = (f"test_lesions.py::test_grow_{name}" for name in ("takes_the_whol
 WEIGHTS, VOLTAGES = "test_scores.py::test_weights", "test_scores.py::test_voltages"
 RMSPROP = "test_optimise.py::test_rmsprop_has_torch_semantics"
 THRESHOLD_ALONE = "test_experiments.py::test_a_threshold_alone_by_hand"
+NO_HEART = "test_heart.py::test_what_is_no_heart_is_refused_by_number"
+OUTSIDE = "test_body.py::test_outside_of_the_body_nothing_is_bright"
 AORTA = "test_threshold.py::test_region_in_the_authors_layout"
 
 BY_FILE = {  # (what, old, new, test)
@@ -237,6 +239,15 @@ BY_FILE = {  # (what, old, new, test)
             "calcified = tp > 0",
             "test_experiments.py::test_scans_with_and_without_calcium_apart",
         ),
+    ),
+    "cacjax/kernels/anatomy.py": (
+        ("no heart: tissue counts as lung", "LUNG_HU = 15.0, (-950.0, -500.0)", "LUNG_HU = 15.0, (-950.0, 500.0)", NO_HEART),
+        ("no heart: a chamber may lack", "(0.0 if cut else low, high)", "(0.0, high)", NO_HEART),
+        ("no heart: places mirrored", "middles[0] - middles[1]", "middles[1] - middles[0]", NO_HEART),
+    ),
+    "cacjax/scoring/body.py": (
+        ("body: what hangs on to it is part of it", "THIN_MM = 6.0", "THIN_MM = 1.0", OUTSIDE),
+        ("body: lungs at the edge of the field of view are air", "LUNG_HU, LEAST_AIR = -950.0", "LUNG_HU, LEAST_AIR = -500.0", OUTSIDE),
     ),
     "cacjax/experiments/margins.py": (("no network has no margin", "row.threshold_hu + margin)", "row.threshold_hu)", THRESHOLD_ALONE),),
     "cacjax/evaluation/metrics.py": (
