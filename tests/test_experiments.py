@@ -248,6 +248,20 @@ def test_the_full_method_is_the_papers_flow():
     }
 
 
+def test_small_adapts_with_pools_and_a_trained_critic():
+    """What the issue of the table asks for: 16 patches a domain, 20 critic updates a block, 2,000 before the generator moves."""
+    arms = uda.of_size(EXPERIMENTS["uda-table2"], SIZES["small"]).networks
+    adapting = {name: network for name, network in arms.items() if network.config == "uda.py"}
+    assert len(adapting) > 10 and arms["source"].settings == ()
+    for name, network in adapting.items():
+        config = importlib.import_module("configs.uda").get_config(",".join(SIZES["small"].words + network.words)).unlock()
+        values = (pair.split("=") for pair in network.settings)
+        config.update_from_flattened_dict({k: ast.literal_eval(v) if v[0] in "(0123456789" else v for k, v in values})
+        assert config.critic.updates == 20 and config.pretrain_blocks * config.critic.updates >= 2000, name
+        assert config.streams.pool_source.count == config.streams.pool_target.count == (1, 16)
+        assert config.steps > config.pretrain_blocks
+
+
 @pytest.mark.parametrize("size", ["small", "published"])
 def test_no_two_arms_train_the_same(size):
     """But for the arm that the size names, which is not trained again, and at published size three orientations."""

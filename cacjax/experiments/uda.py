@@ -49,18 +49,24 @@ class Experiment(NamedTuple):
 
 class Size(NamedTuple):
     """How large: the word of the configs, the grid of the held-out scans (voxels; mm), how many of them per protocol, and which arm
-    has the statistics that its config has anyway, and so is the network `adapted`."""
+    has the statistics that its config has anyway, and so is the network `adapted`. adapting: settings of every adaptation."""
 
     words: tuple[str, ...]
     shape: tuple[int, int, int]
     adapted: str
     scans: int = 40
     spacing_mm: tuple[float, float, float] = (1.5, 0.66, 0.66)
+    adapting: tuple[str, ...] = ()
 
 
+# Three seeds in three hours on 2 cores, reckoned in CPU seconds. A step of a source network takes .104 (2,000 of them; three orientations
+# three times that), a block .56 (.29 as in `tiny`). Of 7,200 a seed sources take 1,450, starts 460, scoring and scans 3,100: the rest is
+# 14 adaptations of 250 blocks, 2,000 critic updates before the generator moves; its 150 at twice the rate go about as far as `tiny`'s 400.
+POOLS = tuple(f"streams.pool_{domain}.count=(1,16)" for domain in ("source", "target"))
+SMALL = (*POOLS, "pretrain_blocks=100", "steps=250", "critic.updates=20", "generator.rate=2e-4")
 SIZES = {
     "tiny": Size(("tiny",), (80, 208, 208), "critic_joint", scans=20),
-    "small": Size(("tiny",), (80, 208, 208), "critic_joint"),
+    "small": Size(("tiny",), (80, 208, 208), "critic_joint", adapting=SMALL),
     "published": Size((), (96, 256, 256), "critic_by_domain"),
 }
 
@@ -152,8 +158,10 @@ EXPERIMENTS = {
 
 
 def of_size(experiment, size) -> Experiment:
-    """The experiment without the arm that at this size is the network `adapted`, which then stands in its columns."""
+    """The experiment with the size's settings, without the arm that at this size is the network `adapted`, which stands in its columns."""
     networks = {name: network for name, network in experiment.networks.items() if name != size.adapted}
+    adapting = {name: each for name, each in networks.items() if each.config == "uda.py"}
+    networks |= {name: each._replace(settings=size.adapting + each.settings) for name, each in adapting.items()}
     shown = (column._replace(network="adapted") if column.network == size.adapted else column for column in experiment.columns)
     return Experiment(networks, tuple(shown))
 

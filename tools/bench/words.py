@@ -48,10 +48,10 @@ Written by `python tools/bench/table.py` from the JSON files in `tools/bench/res
 
 `python tools/bench/run.py --system heart --workdir RUN --out FILE.json` measures a network on phantoms of each protocol that it never saw
 (the scan at 0.66 mm in the plane, mean ± SD over scans; under 3 minutes on 2 cores for a network at 3 mm); the files below are of its
-forerunner, on the CCTA phantoms of before 2026-11-30 (see [phantom.md](phantom.md)). The aorta's mean and threshold (mean + 3 SD) are
-those of a box of 16 mm where the ascending aorta is deepest, as `--threshold-hu auto` takes them; voxels further than five robust SD from
-the median (fat at an outline, calcium) do not count. In non-contrast scans the phantom's box is the worse reference: an aorta that moves
-leaves it in part. The heart is dilated by 5 mm as published.
+forerunner, on the CCTA phantoms of before 2026-11-30 (see [phantom.md](phantom.md)). The aorta's mean and threshold (mean + 3 SD) are those
+of a box of 16 mm where the ascending aorta is deepest, as `--threshold-hu auto` takes them; voxels further than five robust SD from the
+median (fat at an outline, calcium) do not count. In non-contrast scans the phantom's box is the worse reference: an aorta that moves leaves
+it in part. The heart is dilated by 5 mm as published.
 """
 HEART_TITLES = {
     "heart_cpu.json": """## heart.py:tiny,whole
