@@ -7,10 +7,8 @@ from cacjax.kernels import grids
 
 BODY_HU = -300.0  # fat and skin are brighter, lung and most foam darker
 WATER_HU = 0.0
-LUNG_HU, LEAST_AIR = (
-    -950.0,
-    0.5,
-)  # air around patients is darker in .61 of what holds a table, in .78 or more without; lung there next to nowhere
+LUNG_HU = -950.0  # lung is next to nowhere darker, air around patients is:
+LEAST_AIR = 0.5  # in .61 of what holds a table, in .78 or more without
 IN_SLICE = np.array([np.zeros((3, 3)), [[0, 1, 0], [1, 1, 1], [0, 1, 0]], np.zeros((3, 3))])
 CELL_MM = 3.0
 THIN_MM = 6.0  # what is thinner than twice this, such as a table's shell, an electrode or a wire, does not hang on to the body
