@@ -51,7 +51,7 @@ def test_types_and_truth_are_complete(ccta):
 
 
 def test_unknown_protocol_is_refused():
-    with pytest.raises(ValueError, match="must be one of chest, cardiac, ccta, rtp, got 'pet'"):
+    with pytest.raises(ValueError, match=r"must be one of chest, cardiac, ccta, rtp, and after a colon.*got 'pet'"):
         make_scan("pet", 0)
 
 
