@@ -10,7 +10,7 @@ Measured:  the published form: not yet trained to its end. `tiny,quick`, whose s
            that of its source on the same scans. `tiny` trains twice as long and finds more (source .72, adapted .88 by pooled F1 in one
            seed). Figures move by .1 and more from seed to seed. `tiny` in three seeds with every arm: tools/results/uda.md
 Variants:  uda.py:tiny        one orientation, critic statistics over both domains: minutes on a laptop
-           uda.py:tiny,quick  half the scans and steps: the first command of the README
+           uda.py:tiny,quick  half the steps, on 40 + 24 scans: the first command of the README
            uda.py:tiny,tone   as tiny, from a source network trained with random tone curves
            uda.py:tone        published size, source network with tone curves
            uda.py:code        the schedule and the loss of the authors' code: 200 critic and 10 generator updates a block, 50 and 10
