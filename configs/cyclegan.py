@@ -5,10 +5,10 @@ Command:   python -m cacjax.train --config cyclegan.py --workdir runs/cyclegan
            python -m cacjax.score SCAN --workdir runs/cyclegan --out OUT
            python -m cacjax.experiments cyclegan-pairs --size small --out runs/pairs     tables 3 to 5; cyclegan-figure5, -figure6
 Published: relative difference of two scans of a patient 47 % where scoring at 130 HU has 89 % (their data are not public)
-Measured:  `small`, tools/results/cyclegan.md: two scans of 76 phantoms with calcium from 130 HU in both differ by .29 (map) and .34 (CT
-           values) with the classifier's gate and the least lesion, where scoring at 130 HU has .44 and the true map .22; of the map .78
-           lies at true calcium (.80 in true slices), and .64 of the scans without calcium are positive: the gate loses most. About 20
-           minutes of one CPU core after the stages' 15. The published size was not trained
+Measured:  `small`, three seeds, tools/results/cyclegan.md: two scans of 76 phantoms with calcium from 130 HU in both differ by .35 (map)
+           and .36 (CT values) with the classifier's gate and the least lesion, where scoring at 130 HU has .44 and the true map .22; of
+           the map .80 lies at true calcium, and .38 of the scans without calcium are positive: the gate loses most. About 10 minutes of one
+           CPU core (100 GFLOP/s) after the stages' 9. The published size was not trained
 Variants:  cyclegan.py:small      width 8, slices of 112 pixels about the heart; what differs stands below
            cyclegan.py:tiny       as small, of 24 patients, 1,200 steps
            cyclegan.py:test       what the tests run

@@ -68,7 +68,9 @@ def test_calcium_cyclegan():
     said = cells("Calcium CycleGAN")
     published = row("cyclegan_pairs", network="cyclegan", calcium="CT", gate="classifier")["published_difference"]
     assert said[3].endswith(f"{short(published)} (at 130 HU {short(at_130['published_difference'])})")
-    told = f"{short(ours['difference'])} ({short(at_130['difference'])}) at size `small`, three seeds; {short(ours['false_positive_rate'])} of"
+    told = (
+        f"{short(ours['difference'])} ({short(at_130['difference'])}) at size `small`, three seeds; {short(ours['false_positive_rate'])} of"
+    )
     assert said[4].startswith(told) and ours["seeds"] == 3
 
 
