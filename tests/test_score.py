@@ -471,7 +471,7 @@ def test_settings_of_the_system_are_its_own(tmp_path, records, capsys):
     scoring = json.loads((tmp_path / "p.json").read_text())["scoring"]
     assert (scoring["fp_reduction"], scoring["heart_dilation_mm"], scoring["classify"]) == ("none", 3.0, "all")
     for word, told in (
-        ("--scoring.tau_hu=2", "whose scoring has classify, .*, view, and no tau_hu"),
+        ("--scoring.tau_hu=2", "whose scoring has ancestor, classify, .*, view, and no tau_hu"),
         ("--scoring.fp_reduction=papr", "must be one of paper, authors_code, lessmann, none"),
         ("--scoring.heart_dilation_mm=wide", "must be a float"),
         ("--scoring.view", "expected --scoring.KEY=VALUE"),
