@@ -275,6 +275,7 @@ def test_what_is_scored_is_what_is_shown(tmp_path, detector, monkeypatch, rule, 
         mask, title = drawn.pop()
         assert np.array_equal(mask, scored) and f"scored by rule {rule} from 130 HU" in title
         assert (scored > 0).sum() == voxels
+        assert ("heart_not_checked" in title) == (source[0] == "--workdir")  # who sees the picture alone is told, too
     assert {row["artery"]: row["n_lesions"] for row in rows_of(tmp_path)}["2"] == "0"
     write_nifti(drawn_regions, np.zeros(SHAPE, np.int16))
     assert run(path, "--regions", drawn_regions, "--out", tmp_path) == 1 and rows_of(tmp_path)[0]["reason"] == "empty_regions"

@@ -162,7 +162,7 @@ def arms(path, rows):
         if not np.isnan(values).all():
             axis.plot(values, y, marker, color=colour, label=label, ms=7, ls="")
     names = [f"{r['network']}, {r['scans']}{', FP reduced' if r['fp_reduction'] == 'yes' else ''}" for r in rows]
-    axis.set(yticks=y, yticklabels=names, xlim=(-0.02, 1.02))
+    axis.set(yticks=y, yticklabels=names, xlim=(-0.02, 1.02), ylim=(-0.6, len(rows) - 0.4))
     axis.grid(axis="x", alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     replace(path, lambda aside: figure.savefig(aside, format="png"))
@@ -185,7 +185,7 @@ def intervals(path, names, rows, series):
         published = [np.nan if row[f"published_{name}"] is None else row[f"published_{name}"] for row in rows]
         if not np.isnan(published).all():
             axis.plot(published, y, "x", color="black", label="published")
-        axis.set(yticks=y, yticklabels=names, title=title)
+        axis.set(yticks=y, yticklabels=names, title=title, ylim=(-0.6, len(rows) - 0.4))
         axis.grid(axis="x", alpha=0.3)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     replace(path, lambda aside: figure.savefig(aside, format="png"))

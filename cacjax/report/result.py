@@ -50,7 +50,7 @@ def draw(result, grid, out, name):
         lesions=result.record["lesions"],
         threshold_hu=result.record["threshold"]["hu"],
         heart=None if heart is None else around,
-        title=caption(name, result) + whose(result.scan),
+        title=caption(name, result) + doubts(result.record) + whose(result.scan),
     )
     if result.structures is not None:
         draw_heart(result.structures, result.scan, result.record["threshold"], out, name)
@@ -70,8 +70,13 @@ def caption(name, result):
     return f"{text}; scored by rule {first['rule']} {f'from {least:.0f} HU' if least > LEAST_HU else 'at any HU'}"
 
 
+def doubts(record):
+    """A line over a picture: the flags of a record, which put its scores in doubt."""
+    return f"\nflags: {', '.join(record['flags'])}" if record["flags"] else ""
+
+
 def whose(image):
-    """A second line over a picture: patient and series, where the file has them."""
+    """A further line over a picture: patient and series, where the file has them."""
     header = image.acquisition
     told = {"patient": header.patient_id, "series": header.description or header.series_uid}
     text = ", ".join(f"{word} {value}" for word, value in told.items() if value)
