@@ -11,6 +11,8 @@ Variants:  lessmann.py:tiny        one orientation, 16 channels, trained on whol
            lessmann.py:tone        published size with tone curves
            lessmann.py:rtp         on scans for radiotherapy planning, four of five with calcium; also tiny,rtp
            lessmann.py:tiny,quick  on 40 scans: the first command of the README
+           lessmann.py:tiny,scenes on 120 scans of all four protocols, labelled CCTA among them, with wide patients, thin plaques of the
+                                   aorta, hard kernels, motion and streaks: for the detector that ships with the package
            lessmann.py:ancestor    detection and reduction of false positives as Lessmann 2018: averaged over the orientations' heads, no
                                    single voxels, small lesions dropped, the others grown into components that they fill a quarter of
 Differs:   the data; a lesion counts if half of it is in the heart, where one voxel would keep ribs (scoring.in_heart). `tiny` learns from
@@ -21,7 +23,9 @@ from ml_collections import ConfigDict
 
 from configs import phantom_data
 
-WORDS = ("tiny", "quick", "tone", "three", "rtp", "ancestor")
+WORDS = ("tiny", "quick", "tone", "three", "rtp", "scenes", "ancestor")
+SCENES = ("ccta", "chest:wide+streaks", "cardiac:sharp", "rtp:arms_down", "ccta:moving", "chest:sharp+thin_plaques")
+SCENES += ("cardiac", "chest", "ccta:wide+thin_plaques", "cardiac:wide+moving", "rtp:thin_plaques", "chest:moving")
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -76,6 +80,8 @@ def get_config(variant: str = "") -> ConfigDict:
     if "rtp" in words:
         count = config.data.splits.source_train.count
         config.data.splits = ConfigDict({"source_train": phantom_data.split("rtp", count, calcified=0.8)})
+    if "scenes" in words:
+        config.data.splits = ConfigDict({"source_train": phantom_data.split(",".join(SCENES), 120, calcified=0.75)})
     config.streams = ConfigDict()
     config.streams.source = ConfigDict()
     config.streams.source.split = "source_train"
@@ -94,6 +100,9 @@ def get_config(variant: str = "") -> ConfigDict:
         make_tiny(config)
         if "three" in words:
             make_three(config)
+    if "scenes" in words:
+        config.steps = 3 * config.steps
+        config.scoring.classify = "mask"
     if "quick" in words:
         config.data.splits.source_train.count, config.data.splits.target_train.count = 40, 24
     return config.lock()

@@ -12,6 +12,7 @@ Variants:  second.py:tiny        half the channels: minutes on a laptop
            second.py:tiny,three  a first stage of three orientations
            second.py:tone        published size with tone curves
            second.py:rtp         both stages on scans for radiotherapy planning; also tiny,rtp
+           second.py:tiny,scenes both stages on scans of all kinds, as the detector that ships with the package
            second.py:ancestor    the two stages as Lessmann 2018 runs them, Zhai's baseline on CCTA: upon lessmann.py:ancestor
 Stages:    config.stages.first.workdir names the run of the first stage, of lessmann.py or uda.py; empty trains lessmann.py first, in
            WORKDIR/first. What it detects on the training scans is kept in WORKDIR/detected
@@ -66,4 +67,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.model.hidden = 64
         config.optimiser.rate = ConfigDict({"peak": 1e-3, "warmup": 50, "drop_at": 0.75, "drop": 0.1})
         config.streams.train.count = (32,)
+        if "scenes" in words:
+            config.steps = 2 * config.steps
     return config.lock()
