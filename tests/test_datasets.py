@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import tensorflow_datasets.core.shuffle
 
 import cacjax.phantom
 from cacjax.data import cohorts, folder, folds, phantom, records
@@ -123,6 +124,16 @@ def test_two_that_ask_at_once_prepare_once(config, monkeypatch):
     with ThreadPoolExecutor(2) as pool:
         both = list(pool.map(open_quietly, [config, config]))
     assert len(made) == 5 and [len(sources["source_train"]) for sources in both] == [3, 3]
+
+
+def test_a_cohort_larger_than_a_file_is_written_as_it_is_made(config, monkeypatch):
+    """In order, over several files, and without the buffers of tensorflow-datasets, which need TensorFlow from 1 GB on."""
+    monkeypatch.setattr(tensorflow_datasets.core.shuffle, "MAX_MEM_BUFFER_SIZE", 1)
+    monkeypatch.setattr(records, "SHARD", 2)
+    config["splits"]["source_train"]["count"] = 5
+    sources = cohorts.open(config, progress=False)
+    assert [record["id"] for record in sources["source_train"]] == [b"source_train-%04d" % k for k in range(5)]
+    assert len(sources["target_train"]) == 2
 
 
 def test_an_older_phantom_is_not_taken_for_this_one(config, monkeypatch):

@@ -16,7 +16,6 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 from cacjax import classes
 from cacjax.data import marks, records
@@ -40,15 +39,8 @@ class Rejected(NamedTuple):
     message: str
 
 
-class ScanFolder(tfds.core.GeneratorBasedBuilder):
+class ScanFolder(records.Cohort):
     """tensorflow-datasets builder of the scans that a manifest names."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Records on the network's grid."}  # noqa: RUF012  (read by tfds)
-    url_infos = None  # nothing is downloaded; looking for a list of downloads would need importlib_resources
-
-    def _info(self):
-        return records.info(self)
 
     def _split_generators(self, dl_manager):
         splits, path = collections.defaultdict(list), self.builder_config.settings["manifest"]

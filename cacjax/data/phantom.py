@@ -19,7 +19,6 @@ import sys
 import zlib
 
 import numpy as np
-import tensorflow_datasets as tfds
 
 import cacjax.phantom
 from cacjax.classes import CLASSES, CORONARY
@@ -31,15 +30,8 @@ LABELS = ("classes", "structures", "marks", "visible")
 DECIDE_NOTHING = ("__init__", "__main__", "check", "folder", "picture")  # modules of cacjax.phantom that no scan depends on
 
 
-class PhantomCohort(tfds.core.GeneratorBasedBuilder):
+class PhantomCohort(records.Cohort):
     """tensorflow-datasets builder of phantom scans."""
-
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Records on the network's grid."}  # noqa: RUF012  (read by tfds)
-    url_infos = None  # nothing is downloaded; looking for a list of downloads would need importlib_resources
-
-    def _info(self):
-        return records.info(self)
 
     def _split_generators(self, dl_manager):
         if self.builder_config.settings.get("labels") == "marks":
