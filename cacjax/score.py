@@ -8,6 +8,9 @@ the voxels that the first rule counts, which <scan>.json lists and <scan>.png sh
 positives are reduced) and <scan>.png; from a heart network also <scan>_heart.nii.gz and <scan>_heart.png. Long detections
 show their progress.
 
+Without --workdir the networks that ship with the package detect and, unless --heart is given, find the heart and measure the threshold
+(--threshold-hu auto, unless one is given): trained on digital phantoms alone, research only, as every score that they give says.
+
 What the system itself does is set by --scoring.KEY=VALUE in place of its config's `scoring`, such as --scoring.fp_reduction=none;
 a KEY that it lacks is answered with those that it has.
 """
@@ -28,6 +31,7 @@ from cacjax.scoring import batch, one_scan, rulebook
 from cacjax.scoring.jobs import gather
 from cacjax.scoring.threshold import AUTO
 
+SHIPPED = pathlib.Path(__file__).parent / "shipped"  # networks: detector, heart (tools/ship.py)
 _last_runs = collections.deque(maxlen=4)
 
 
@@ -65,10 +69,10 @@ def main(argv=None, before=None):
 def parse(argv):
     """The command line as a namespace; argparse ends the program on a mistake, with the expected form."""
     description = __doc__.split("\n\n")
-    parser = argparse.ArgumentParser(prog="python -m cacjax.score", description=description[0], epilog=description[2])
+    parser = argparse.ArgumentParser(prog="python -m cacjax.score", description=description[0], epilog="\n".join(description[2:]))
     add = parser.add_argument
     add("scan", nargs="+", metavar="SCAN", help="file, DICOM folder or zip, folder of those, or folder with manifest.csv")
-    add("--workdir", help="training folder: the newest checkpoint in it detects (not needed with --regions)")
+    add("--workdir", help="training folder: the newest checkpoint in it detects (default: networks that ship with the package)")
     add(
         "--out",
         required=True,
@@ -99,10 +103,19 @@ def parse(argv):
     options = parser.parse_args(words)
     options.scoring = scoring
     if not options.regions and not options.workdir:
-        parser.error("expected --workdir (a trained detector) or --regions (candidate regions to score)")
+        options.workdir = str(SHIPPED / "detector")
+        options.heart, options.threshold_hu = or_shipped(options.heart, options.threshold_hu, options.aorta_roi)
     if options.threshold_hu == AUTO and not (options.heart and pathlib.Path(options.heart).is_dir()):
         parser.error("--threshold-hu auto needs --heart WORKDIR, the training folder of a heart network")
     return options
+
+
+def or_shipped(heart, threshold_hu, aorta_roi):
+    """(heart, threshold) for the detector that ships with the package: what is not given its heart network finds and measures."""
+    if heart is None:
+        heart, measured = str(SHIPPED / "heart"), AUTO if aorta_roi is None else None
+        threshold_hu = measured if threshold_hu is None else threshold_hu
+    return heart, threshold_hu
 
 
 def split_scoring(words):
@@ -175,8 +188,12 @@ def _restored(workdir, scoring):
 def score(path_or_scan, *, workdir=None, scoring=None, detector=None, heart=None, **options):
     """Detect and score calcium in one scan, with the newest checkpoint of the training folder `workdir`; see `one_scan.score`.
 
-    scoring: {key: value} in place of settings of the run's `config.scoring`. heart: also the training folder of a heart network.
+    scoring: {key: value} in place of settings of the run's `config.scoring`. heart: also the training folder of a heart network. Without
+    workdir, detector and regions the networks that ship with the package do all that is not given.
     """
+    if workdir is None and detector is None and options.get("regions") is None:
+        workdir = SHIPPED / "detector"
+        heart, options["threshold_hu"] = or_shipped(heart, options.get("threshold_hu"), options.get("aorta_roi"))
     if workdir is not None and detector is None:
         detector = load_detector(workdir, scoring)
     return one_scan.score(path_or_scan, detector=detector, heart=load_heart(heart), **options)

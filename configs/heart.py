@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 from configs import phantom_data
 
 CHESTS = ("ccta", "chest:wide+streaks", "cardiac:sharp", "rtp:arms_down", "ccta:moving", "chest:arms_down+sharp", "cardiac", "rtp:wide")
-WITHOUT = ("chest:abdomen", "ccta:abdomen", "chest:neck", "rtp:abdomen+sharp", "ccta:neck", "chest:head", "chest:abdomen")
+WITHOUT = ("chest:abdomen", "ccta:neck", "rtp:abdomen+sharp", "chest:head")
 SCENES = ",".join((*CHESTS, *WITHOUT))
 
 
@@ -45,6 +45,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.model.ends = 7  # kernel of the first and the last layer
 
     config.optimiser = ConfigDict({"rate": 1e-3, "drop_every": 4000, "drop": 0.3})
+    config.cross_entropy_weight = 0.0  # of the mean cross-entropy, beside the sum of the classes' Dice losses
     config.window = ConfigDict({"window": 128, "overlap": 32})  # of whole scans; the published code takes corners of up to 256 voxels
 
     config.data = phantom_data.get_config()
@@ -88,7 +89,11 @@ def get_config(variant: str = "") -> ConfigDict:
         config.streams.train.patch = 40
     if "scenes" in words:
         config.data.shape = (72, 168, 168)
-        config.data.splits.source_train = phantom_data.split(SCENES, 60)
+        config.data.splits.source_train = phantom_data.split(SCENES, 72)
+        # By Dice alone, at twice the rate, training broke down after 900 steps: batches without a heart ask every class for nothing.
+        config.cross_entropy_weight = 4.0
+        config.steps = 3000
+        config.optimiser = ConfigDict({"rate": 2e-3, "drop_every": 1100, "drop": 0.3})
         config.window = ConfigDict({"window": 176, "overlap": 24})  # 528 mm
     return config.lock()
 

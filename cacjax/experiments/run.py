@@ -6,6 +6,7 @@
     python -m cacjax.experiments cacnet-table1 --size small --out runs/cacnet        Zhang 2018, Tables 1 and 2; cacnet-parts: ablations
     python -m cacjax.experiments cyclegan-pairs --size small --out runs/pairs        van Velzen 2022, Tables 3 and 4, with controls
     python -m cacjax.experiments ensemble-cells --size small --out runs/cells        what its cells keep of calcium and of noise
+    python -m cacjax.experiments shipped --out runs/shipped                          the networks that ship with the package
 
 Every command that it runs is shown and can be run by hand; called again it goes on where it was stopped. On CPU two trainings run
 side by side. OUT/table.md, table.csv and results.json hold what all seeds so far give, with intervals by bootstrap over the scans, and
@@ -24,19 +25,21 @@ from importlib.metadata import version
 
 import numpy as np
 
-from cacjax.experiments import cacnet, cells, commands, cyclegan, ensemble, uda
+from cacjax.experiments import cacnet, cells, commands, cyclegan, ensemble, shipped, uda
 from cacjax.report import tables
 
 PACKAGES = ("cacjax", "jax", "jaxlib", "flax", "optax", "numpy")
-EXPERIMENTS = {name: module for module in (uda, ensemble, cacnet, cyclegan, cells) for name in module.EXPERIMENTS}
+MODULES = (uda, ensemble, cacnet, cyclegan, cells, shipped)
+EXPERIMENTS = {name: module for module in MODULES for name in module.EXPERIMENTS}
 NEXT = {  # experiment: what to look at and to try when it is done, {out} and {seed} as given
     "uda-quick": """
 look at {out}/table.png and {out}/seed{seed}/evaluation/ccta/comparison.png; then try (yours in place of {out}/test/ccta):
   {python} -m cacjax.score {out}/test/ccta --workdir {out}/seed{seed}/networks/adapted --out {out}/scored   # scores, pictures, masks
   {python} -m cacjax.train --config heart.py:tiny,whole --workdir runs/heart   # finds heart and threshold of a CCTA: score --heart
-  {python} -m cacjax.experiments uda-table2 --size tiny --out runs/table2   # all arms and controls, an hour or more"""
+  {python} -m cacjax.experiments uda-table2 --size tiny --out runs/table2   # all arms and controls, an hour or more""",
+    "shipped": "\nto score with these in place of those that the package has: {python} tools/ship.py {out}/seed{seed}/networks",
 }
-SIZES = tuple(dict.fromkeys(size for module in (uda, ensemble, cacnet, cyclegan, cells) for size in module.SIZES))
+SIZES = tuple(dict.fromkeys(size for module in MODULES for size in module.SIZES))
 
 
 def main(argv=None) -> None:

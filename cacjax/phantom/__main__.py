@@ -15,9 +15,10 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m cacjax.phantom", description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     p.add_argument("--out", metavar="DIR", help="folder for the scans (with --check: for its tables)")
-    p.add_argument("--scene", nargs="+", choices=SCENES, default=(), help="what else there is, such as a region without a heart")
+    p.add_argument("--scene", nargs="+", choices=SCENES, default=(), help="what else each shows, such as a region without a heart")
     p.add_argument("--n", type=int, default=4, help="number of patients")
-    p.add_argument("--protocol", choices=PROTOCOLS, default="ccta", help="how they are scanned")
+    several = "with commas between, patients take them in turn, and a scene may follow: chest,chest:wide+sharp"
+    p.add_argument("--protocol", default="ccta", help=f"how they are scanned: {', '.join(PROTOCOLS)}; {several}")
     p.add_argument("--seed", type=int, default=0, help="seed of the first patient; the next ones follow")
     p.add_argument(
         "--categories",
@@ -59,6 +60,8 @@ def main(arguments=None) -> int:
         p.error(f"--n must be at least 1 and --workers at least 0, got {options.n} and {options.workers}")
     if min(options.shape or (1,)) < 1 or min(options.spacing or (1,)) <= 0:
         p.error(f"--shape and --spacing must be above 0, got {options.shape} and {options.spacing}")
+    if options.out and not options.check:
+        _split(p, options)
     if options.figure:
         _draw_figure(options)
     if options.check:
@@ -66,6 +69,21 @@ def main(arguments=None) -> int:
     elif options.out:
         _write(options)
     return 0
+
+
+def _split(p, options):
+    """Protocols with their scenes in place of options.protocol; ends the program where there is none such."""
+    from cacjax.phantom import acquisition
+
+    scene = "+".join(options.scene)
+    options.protocol = [f"{one}{'+' if ':' in one else ':'}{scene}" if scene else one for one in options.protocol.split(",")]
+    try:
+        for one in options.protocol:
+            acquisition.split(one)
+    except ValueError as error:
+        p.error(f"--protocol: {error}")
+    if options.categories and len(options.protocol) > 1:
+        p.error("--categories needs one protocol")
 
 
 def _draw_figure(options):
@@ -80,13 +98,12 @@ def _write(options):
     from cacjax.phantom import folder, pool
 
     seeds = range(options.seed, options.seed + options.n)
-    protocol = f"{options.protocol}:{'+'.join(options.scene)}" if options.scene else options.protocol
     if options.categories:
         spread = functools.partial(folder.spread, workers=options.workers)
-        seeds = pool.draw(options.categories, options.seed, protocol, spread=spread)
+        seeds = pool.draw(options.categories, options.seed, options.protocol[0], spread=spread)
     truths = folder.write_cohort(
         options.out,
-        protocol,
+        options.protocol,
         seeds,
         shape=options.shape,
         spacing_mm=options.spacing,
@@ -99,7 +116,9 @@ def _write(options):
     )
     with_calcium = sum(t["agatston"]["total"] > 0 for t in truths)
     see = "manifest.csv and pairs.csv" if options.pairs else "manifest.csv"
-    print(f"wrote {len(truths)} {protocol} scans to {options.out}, {with_calcium} with marked coronary calcium; see {see}")
+    print(
+        f"wrote {len(truths)} {', '.join(options.protocol)} scans to {options.out}, {with_calcium} with marked coronary calcium; see {see}"
+    )
 
 
 def _check(options):

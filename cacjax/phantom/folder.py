@@ -3,6 +3,7 @@
 import concurrent.futures
 import csv
 import functools
+import itertools
 import json
 import multiprocessing
 import pathlib
@@ -29,7 +30,7 @@ SCAN = ["scan", "protocol", "seed", "kvp", "noise_hu", "thickness_mm", "threshol
 
 def write_cohort(
     out,
-    protocol,
+    protocols,
     seeds,
     *,
     shape=None,
@@ -41,7 +42,8 @@ def write_cohort(
     pairs=False,
     maps=False,
 ):
-    """Make one scan per seed, or a pair, and write them to the folder `out`; returns the list of truths. Progress goes to stderr.
+    """Make one scan per seed, or a pair, and write them to the folder `out`; returns the list of truths. Progress goes to stderr. Patients
+    take the protocols in turn.
 
     Writes ID.nii.gz (or the DICOM folder ID), ID_label.nii.gz, ID_heart.nii.gz, ID.png, manifest.csv, marks.csv (a point on every
     coronary lesion that can be seen, LPS mm), truth.csv (a row per scan and lesion; a scan without lesions has one row) and truth.json.
@@ -54,10 +56,11 @@ def write_cohort(
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     how = {"file_format": file_format, "pairs": pairs, "maps": maps, "shape": shape, "spacing_mm": spacing_mm}
-    jobs = [(seed, pool.drawn_again(number, calcified)) for number, seed in enumerate(seeds)]
-    made = spread(functools.partial(_make_and_write, out, protocol, **how), jobs, workers)
+    turns = itertools.cycle(protocols)
+    jobs = [(next(turns), seed, pool.drawn_again(number, calcified)) for number, seed in enumerate(seeds)]
+    made = spread(functools.partial(_make_and_write, out, **how), jobs, workers)
     unit = "pair" if pairs else "scan"
-    truths = [truth for patient in tqdm.tqdm(made, f"{protocol} {unit}s", len(jobs), unit=unit) for truth in patient]
+    truths = [truth for patient in tqdm.tqdm(made, f"{', '.join(protocols)} {unit}s", len(jobs), unit=unit) for truth in patient]
     _write_manifest(out, truths, split)
     points = [(t["name"], *(round(mm, 2) for mm in point)) for t in truths for point in marks_of(t).tolist()]
     _write_csv(out / "marks.csv", MARKS, [dict(zip(MARKS, row)) for row in points])
@@ -80,12 +83,13 @@ def spread(work, jobs, workers):
 
 def scan_id(protocol: str, seed: int) -> str:
     """Name of a scan's files."""
-    return f"{protocol.replace(':', '_')}_{seed:05d}"
+    return f"{protocol.replace(':', '_').replace('+', '_')}_{seed:05d}"
 
 
-def _make_and_write(out, protocol, job, *, file_format, pairs, maps, **grid):
-    """The truths of a patient's scans, with the names of what was written. job: (seed, whether to draw again until there is calcium)."""
-    seed, again = job
+def _make_and_write(out, job, *, file_format, pairs, maps, **grid):
+    """The truths of a patient's scans, with the names of what was written. job: (protocol, seed, whether to draw again until there is
+    calcium)."""
+    protocol, seed, again = job
     seed = pool.calcified_seed(seed, protocol) if again else seed
     patient, how = scan_id(protocol, seed), {"file_format": file_format, "maps": maps}
     if not pairs:

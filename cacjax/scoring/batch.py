@@ -178,7 +178,9 @@ def settings(job, options, detector):
 
 
 def newest(workdir):
-    """Which checkpoint of a training folder is the newest: its step and when it was written, or None."""
+    """Which checkpoint of a training folder is the newest: its step and when it was written, or None where there is none."""
+    if workdir and (weights := pathlib.Path(workdir, "weights.npz")).exists():
+        return 0, _modified(weights)
     saved = pathlib.Path(workdir, "checkpoints").glob("*") if workdir else ()
     steps = [(int(path.name), _modified(path)) for path in saved if path.name.isdigit()]
     return max(steps, default=None)

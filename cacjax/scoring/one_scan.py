@@ -188,7 +188,7 @@ def detect(image, heart, limit, aorta_hu, run, weighing, clock):
     clock.lap("detect_and_score", (finding, tables), apart)
     clock.seconds |= finding.timings_s
     counts = jax.device_get(finding.counts)
-    flags = plan.flags | (finder.check(counts) if finder.check else {})
+    flags = run.flags | plan.flags | (finder.check(counts) if finder.check else {})
     flags |= hearts.NOT_CHECKED if unlimited else {}
     rows = []
     for (name, rule), totals, category in zip(weighing.rules.items(), tables.totals, tables.categories):

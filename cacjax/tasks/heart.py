@@ -37,7 +37,7 @@ def make(config) -> Task:
         logits, changed = model.apply(variables, windows.normalise(batch["hu"]), True, mutable=["batch_stats"])
         labels = classes(batch["label"], config.model.classes)
         dice = losses.soft_dice(jax.nn.softmax(logits), labels)
-        total = (1 - dice).sum()
+        total = (1 - dice).sum() + config.cross_entropy_weight * losses.cross_entropy(logits, labels)
         return total, ({"loss": total, "dice": dice[1:].mean()}, changed["batch_stats"])
 
     def predict(state, hu):

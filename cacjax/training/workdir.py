@@ -1,4 +1,7 @@
-"""The folder of a run: config.json, checkpoints, and the run read back: its config, its task, its state."""
+"""The folder of a run: config.json, checkpoints, and the run read back: its config, its task, its state.
+
+In place of checkpoints a folder may hold what answering needs alone, as one file: the networks that ship with the package.
+"""
 
 import ast
 import contextlib
@@ -8,34 +11,45 @@ import re
 from typing import NamedTuple
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from ml_collections import ConfigDict
 
 from cacjax.files.atomic import replace
-from cacjax.task import State, Task, build
+from cacjax.task import State, Task, answering, build
 from cacjax.training.streams import example_batch, streams_of
 
 RESUMABLE_CHANGES = ("steps", "log_every", "checkpoint_every", "data", "scoring", "stages")
 DECISIVE_DATA = ("folds", "fold")  # what of "data" is no resumable change
+CONFIG, WEIGHTS = "config.json", "weights.npz"
+SHIPPED = {"shipped_networks": "found by the networks that ship with cacjax, trained on digital phantoms alone: research only"}
 
 
 class Run(NamedTuple):
-    """A trained run. decided_by: text of all settings that decide what its programs are, None where there may be others."""
+    """A trained run. decided_by: text of all settings that decide what its programs are, None where there may be others. flags: {code:
+    note} of every score that it gives."""
 
     config: ConfigDict
     task: Task
     state: State
     decided_by: str | None = None
+    flags: dict = {}  # noqa: RUF012
 
 
 def load(workdir, scoring=None) -> Run:
-    """The newest checkpoint of a run, ready to answer. scoring: {key: value or text} in place of those of `config.scoring`.
+    """The newest checkpoint of a run, or its WEIGHTS, ready to answer. scoring: {key: value or text} in place of those of
+    `config.scoring`.
 
     Raises FileNotFoundError naming what is missing, ValueError where the config lacks a setting that this version reads, or
     config.scoring a key of `scoring`.
     """
     workdir = pathlib.Path(workdir).absolute()
     config = read_config(workdir)
+    if (workdir / WEIGHTS).exists():
+        with of_this_version(workdir):
+            override(config, scoring or {}, workdir)
+            task = build(config)
+        return Run(config, task, _read_weights(workdir, config, task), _decided_by(config), SHIPPED)
     with checkpoints(workdir) as manager:
         step = manager.latest_step()
         if step is None:
@@ -47,6 +61,31 @@ def load(workdir, scoring=None) -> Run:
             abstract = abstract_state(config, task)
         placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=device), abstract)
         return Run(config, task, manager.restore(step, args=ocp.args.StandardRestore(placed)), _decided_by(config))
+
+
+def write_weights(run, folder) -> None:
+    """Write what of a run is needed to answer to a folder, which `load` takes: config.json, and WEIGHTS, equal ones for equal weights."""
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    named = {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(answering(run.state))}
+
+    def write(aside):
+        with aside.open("wb") as file:
+            np.savez_compressed(file, **named)
+
+    replace(folder / WEIGHTS, write)
+    replace(folder / CONFIG, lambda aside: aside.write_text(json.dumps(run.config.to_dict(), indent=2) + "\n"))
+
+
+def _read_weights(folder, config, task):
+    """The State in WEIGHTS. Raises ValueError where it is of other networks than the config's."""
+    wanted = answering(abstract_state(config, task))
+    with np.load(folder / WEIGHTS) as file:
+        given = {name: file[name] for name in file.files}
+    shapes = {jax.tree_util.keystr(path): leaf.shape for path, leaf in jax.tree_util.tree_leaves_with_path(wanted)}
+    if shapes != {name: array.shape for name, array in given.items()}:
+        raise ValueError(f"{folder / WEIGHTS} holds other arrays than the networks of config.json have: it is of another version of cacjax")
+    return jax.tree_util.tree_map_with_path(lambda path, _: jax.numpy.asarray(given[jax.tree_util.keystr(path)]), wanted)
 
 
 def _decided_by(config):
@@ -62,7 +101,7 @@ def of_this_version(workdir):
         yield
     except (AttributeError, KeyError) as error:
         text = f"lacks the setting {error}: it is of another version of cacjax; train the run anew, or use that version"
-        raise ValueError(f"{pathlib.Path(workdir) / 'config.json'} {text}") from None
+        raise ValueError(f"{pathlib.Path(workdir) / CONFIG} {text}") from None
 
 
 def override(config, scoring, workdir) -> None:
@@ -93,7 +132,7 @@ def parsed(old, value, name):
 
 def read_config(workdir) -> ConfigDict:
     """The config of a run; FileNotFoundError where there is none."""
-    path = pathlib.Path(workdir).absolute() / "config.json"
+    path = pathlib.Path(workdir).absolute() / CONFIG
     if not path.exists():
         raise FileNotFoundError(f"{path.parent} holds no run: expected {path}; train one with python -m cacjax.train")
     return ConfigDict(json.loads(path.read_text(), object_hook=_tuples)).lock()
@@ -110,7 +149,7 @@ def _tuples(mapping):
 
 def keep_config(config, workdir) -> None:
     """Write config.json; raise ValueError when the run in `workdir` was started with other settings."""
-    path, text = workdir / "config.json", json.dumps(config.to_dict(), indent=2)
+    path, text = workdir / CONFIG, json.dumps(config.to_dict(), indent=2)
     if path.exists():
         old, new = _decisive(json.loads(path.read_text())), _decisive(json.loads(text))
         changed = [k for k in old.keys() | new.keys() if old.get(k) != new.get(k)]
