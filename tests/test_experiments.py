@@ -11,7 +11,7 @@ import pytest
 
 import cacjax.score
 from cacjax import train
-from cacjax.experiments import cells, commands, ensemble, uda
+from cacjax.experiments import cells, commands, ensemble, shipped, uda
 from cacjax.experiments import run as experiments
 from cacjax.experiments.uda import EXPERIMENTS, SIZES, Column, Network
 from cacjax.files.scan import write_image
@@ -62,6 +62,17 @@ def test_a_view_is_scored_with_the_source_network(calls, tmp_path, monkeypatch):
     at = [command[command.index("--workdir") + 1] for command in (plain, seen)]
     assert at == [str(tmp_path / "networks" / "base")] * 2
     assert plain[plain.index("--out") + 1] != seen[seen.index("--out") + 1]
+
+
+def test_some_networks_alone():
+    """With those that they start from, and the rows that need none."""
+    wanted = experiments.only(uda.EXPERIMENTS["uda-table2"], ["full", "oracle"])
+    assert list(wanted.networks) == ["full", "source_chest", "oracle"]
+    assert {column.network for column in wanted.columns} == {"full", "source_chest", "oracle", ""}
+    with pytest.raises(SystemExit, match=r"expected networks of the table, source_chest, full, .*; got fool"):
+        experiments.only(uda.EXPERIMENTS["uda-table2"], ["fool", "full"])
+    with pytest.raises(SystemExit, match="none: this table has no rows by network"):
+        experiments.only(shipped.EXPERIMENTS["shipped"], ["heart"])
 
 
 def test_a_failed_command_ends_the_program(monkeypatch, capfd):

@@ -276,7 +276,7 @@ def test_scans_without_a_heart_train_too():
     """Phantoms of every scene can be made, and blocks about a heart are drawn anywhere where there is none."""
     config = importlib.import_module("configs.heart").get_config("tiny,whole,scenes")
     made = phantom.settings(config.data.to_dict())["splits"]["source_train"]
-    assert {"chest:abdomen", "chest:neck", "chest:head"} < set(made["protocol"].split(",")) and made["count"] == 60
+    assert {"chest:abdomen", "ccta:neck", "chest:head"} < set(made["protocol"].split(",")) and made["count"] == 72
     with pytest.raises(ValueError, match="and, of tiny, scenes"):
         importlib.import_module("configs.heart").get_config("half,scenes")
     config = small_config()

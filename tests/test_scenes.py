@@ -55,6 +55,19 @@ def test_scenes_from_the_command_line(tmp_path):
     assert row["scan"] == "chest_head_00000.nii.gz" and scan.read(tmp_path / row["scan"]).hu.shape == (8, 40, 40)
 
 
+def test_patients_take_several_protocols_in_turn(tmp_path, capsys):
+    options = ["--n", "3", "--shape", "4", "20", "20", "--spacing", "9", "9", "9", "--scene", "streaks", "--out", str(tmp_path)]
+    assert command.main(["--protocol", "rtp,chest:wide", *options]) == 0
+    rows = list(csv.DictReader((tmp_path / "manifest.csv").read_text().splitlines()))
+    wanted = ["rtp_streaks_00000", "chest_wide_streaks_00001", "rtp_streaks_00002"]
+    assert [row["scan"] for row in rows] == [f"{name}.nii.gz" for name in wanted]
+    assert [row["protocol"] for row in rows] == ["rtp", "chest", "rtp"]
+    for wrong, told in (("rtp,leg", "got 'leg:streaks'"), ("rtp,chest", "--categories needs one protocol")):
+        with pytest.raises(SystemExit):
+            command.main(["--protocol", wrong, *options, *(["--categories", "1", "1", "1", "1", "1"] if "leg" not in wrong else [])])
+        assert told in capsys.readouterr().err
+
+
 def test_thin_plaques_lie_in_the_wall_of_the_aorta_alone():
     """Sheets of a millimetre or less about the lumen's edge; what else the patient has stays as it is."""
     patient = sample_patient(7)

@@ -49,6 +49,7 @@ def main(argv=None) -> None:
     size = module.SIZES[options.size]
     experiment = module.of_size(module.EXPERIMENTS[options.experiment], size)
     experiment = experiment if options.fold is None else module.of_fold(experiment, options.fold)
+    experiment = only(experiment, options.only) if options.only else experiment
     began, results = time.perf_counter(), elsewhere(options.others, options, module, experiment.columns)
     for seed in range(options.seed, options.seed + options.seeds):
         folder = out / f"seed{seed}"
@@ -62,6 +63,21 @@ def main(argv=None) -> None:
     spent = f"{(time.perf_counter() - began) / 60:.1f} minutes on {os.cpu_count()} cores of together {matrix_product():.0f} GFLOP/s"
     print(f"\ndone in {spent}; {out / 'table.md'}, {out / 'table.png'}, {out / 'seed*'}")
     print(NEXT.get(options.experiment, "").format(out=out, seed=options.seed, python=interpreter()))
+
+
+def only(experiment, names):
+    """The experiment with the networks of these names, those that they need, and their rows and the rows without a network."""
+    columns = [column for column in experiment.columns if hasattr(column, "network")]
+    known = {column.network: column for column in columns if column.network}
+    if unknown := [name for name in names if name not in known]:
+        expected = ", ".join(known) or "none: this table has no rows by network"
+        sys.exit(f"error: --only: expected networks of the table, {expected}; got {', '.join(unknown)}")
+    wanted, waiting = set(), list(names)
+    while waiting:
+        wanted.add(name := waiting.pop())
+        waiting += experiment.networks[name].needs.values()
+    networks = {name: network for name, network in experiment.networks.items() if name in wanted}
+    return experiment._replace(networks=networks, columns=tuple(each for each in columns if not each.network or each.network in wanted))
 
 
 def matrix_product(side=2048) -> float:
@@ -90,6 +106,7 @@ def parse(argv):
     parser.add_argument("--config.seed", dest="seed", type=int, default=0, metavar="S", help="first seed (default: %(default)s)")
     parser.add_argument("--with", dest="others", nargs="+", default=[], metavar="JSON", help="results.json of other seeds, to be joined")
     parser.add_argument("--scans", type=int, metavar="N", help="held-out scans a protocol (default: by size)")
+    parser.add_argument("--only", nargs="+", metavar="NETWORK", help="of the table's networks these alone, and those that they start from")
     parser.add_argument("--fold", type=int, metavar="K", help="of a cross-validation this fold alone, such as on one of several machines")
     options = parser.parse_args(argv)
     sizes = EXPERIMENTS[options.experiment].SIZES
