@@ -11,6 +11,9 @@ BEGAN = time.perf_counter()  # of cacjax in this process
 # XLA:CPU hands convolutions to a fusion that is 5 to 7 times slower than its plain library path (measured on jax 0.10.2:
 # 16x155x155x32 -> 32, 3x3: 272 ms against 41 ms; the weight gradients also on 0.12). Empty means: off.
 CPU_FLAG = "--xla_cpu_experimental_ynn_fusion_type="
+# Options of programs that train, by platform. XLA:CPU takes barriers away before it looks for what is computed twice, and so undoes
+# `jax.checkpoint`: a gradient through six blocks of six products kept 36 matrices with it as without; with the barriers it keeps 11.
+TRAINING = {"cpu": {"xla_disable_hlo_passes": "cse_barrier_expander"}}
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX, NEVER = -1, -3, -8, -1  # of glibc's malloc.h
 
 

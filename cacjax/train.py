@@ -19,6 +19,7 @@ from absl import app, flags, logging
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict, config_flags
 
+from cacjax import backend
 from cacjax.data import cohorts
 from cacjax.data.sampling import mesh_axes
 from cacjax.task import State, Task, build
@@ -50,6 +51,7 @@ def train(config: ConfigDict, workdir) -> State:
         in_shardings=(placed, batch_placed),
         out_shardings=(placed, NamedSharding(mesh, PartitionSpec())),
         donate_argnums=0,
+        compiler_options=backend.TRAINING.get(jax.default_backend()),
     )
     with checkpoints(workdir) as manager:
         if (last := manager.latest_step()) is None:

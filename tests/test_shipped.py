@@ -27,7 +27,7 @@ def test_what_is_shipped_answers_as_what_was_trained(trained, tmp_path, capsys):
     for name in ("detector", "heart"):
         run, shipped = (workdir.load(folder / name) for folder in (trained, tmp_path / "shipped"))
         assert shipped.config.to_dict() == run.config.to_dict() and shipped.decided_by == run.decided_by and not run.flags
-        assert "research only" in shipped.flags["shipped_networks"]
+        assert "research only" in shipped.flags["research_only"]
         ours, theirs = (jax.tree.leaves(each.state.nets) for each in (shipped, run))
         assert len(ours) < len(theirs)  # no optimiser
         for net, full in zip(shipped.state.nets.values(), run.state.nets.values()):

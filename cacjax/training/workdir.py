@@ -22,7 +22,7 @@ from cacjax.training.streams import example_batch, streams_of
 RESUMABLE_CHANGES = ("steps", "log_every", "checkpoint_every", "data", "scoring", "stages")
 DECISIVE_DATA = ("folds", "fold")  # what of "data" is no resumable change
 CONFIG, WEIGHTS = "config.json", "weights.npz"
-SHIPPED = {"shipped_networks": "found by the networks that ship with cacjax, trained on digital phantoms alone: research only"}
+SHIPPED = {"research_only": "found by the networks that ship with cacjax, trained on digital phantoms; research only"}
 
 
 class Run(NamedTuple):

@@ -30,7 +30,7 @@ def step(device, variant, work) -> Case:
     torch.set_num_threads(cores())
     config, given = begun(variant)
     state, batch, _ = given
-    program, took = compiled(build(config).train_step, *given)
+    program, took = compiled(build(config).train_step, *given, training=True)
     about = {"steps": config.steps, "weight_decay": config.optimiser.weight_decay, "device": device} | dict(config.optimiser.rate)
     about |= {name: config.model[name] for name in ("form", "growth", "width", "flat", "norm")}
     params = jax.device_get(state.nets["network"].params)

@@ -65,7 +65,7 @@ def step(device, variant, work) -> Case:
     """One train step."""
     config, given = begun(variant)
     state, batch, _ = given
-    program, took = compiled(build(config).train_step, *given)
+    program, took = compiled(build(config).train_step, *given, training=True)
     params = {name: jax.device_get(state.nets[name].params) for name in ("remove", "insert", "free", "calcified")}
     theirs = [Learner(params, config, tuned=tuned, device=device) for tuned in (False, True)]
     hu, heart = (np.asarray(batch["train"][name])[:, 0] for name in ("hu", "heart"))

@@ -32,7 +32,7 @@ def step(device, variant, work, members) -> Case:
     """One train step of so many members."""
     torch.set_num_threads(cores())
     task, state, batch = begun(variant, members)
-    program, took = compiled(task.train_step, state, batch, jax.random.key(2))
+    program, took = compiled(task.train_step, state, batch, jax.random.key(2), training=True)
     parts = lambda i: jax.tree.map(lambda a: np.asarray(a[i]), state.nets["members"].params)  # noqa: E731
     rate = ensemble.get_config(variant).optimiser.peak
     theirs = [[Member(parts(i), levels=LEVELS, rate=rate, tuned=tuned, device=device) for i in range(members)] for tuned in (False, True)]
@@ -69,5 +69,5 @@ def lone(variant, members):
     if members == 1:
         return None
     task, state, batch = begun(variant, 1)
-    program, _ = compiled(task.train_step, state, batch, jax.random.key(2))
+    program, _ = compiled(task.train_step, state, batch, jax.random.key(2), training=True)
     return lambda: jax.block_until_ready([program(state, batch, jax.random.key(2)) for _ in range(members)])

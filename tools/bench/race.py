@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from cacjax import backend
+
 
 class Case(NamedTuple):
     """One row to be. The callables return when all is computed; None where there is no such contender.
@@ -57,11 +59,12 @@ class Case(NamedTuple):
         return figures(self, taken, rounds) | {"cpu": {name: statistics.median(seconds) for name, seconds in cpu.items()}}
 
 
-def compiled(function, *arguments):
-    """(compiled program, seconds that it took), never from the persistent cache."""
+def compiled(function, *arguments, training=False):
+    """(compiled program, seconds that it took), never from the persistent cache. training: with the options of programs that train."""
     jax.config.update("jax_enable_compilation_cache", False)
     began = time.perf_counter()
-    program = jax.jit(function).lower(*arguments).compile()
+    options = backend.TRAINING.get(jax.default_backend()) if training else None
+    program = jax.jit(function, compiler_options=options).lower(*arguments).compile()
     took = time.perf_counter() - began
     jax.config.update("jax_enable_compilation_cache", True)
     return program, took
