@@ -23,6 +23,7 @@ from cacjax.inference import windows
 from cacjax.kernels import grids
 from cacjax.models import unet
 from cacjax.models.cacnet import FORMS, CACNet
+from cacjax.models.dropout import Dropout
 from cacjax.models.udensenet import DenseBlock, UDenseNet
 from cacjax.task import Case, build
 from cacjax.tasks import cacnet
@@ -123,6 +124,22 @@ def test_computing_again_changes_neither_names_nor_gradients():
 
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(slope(kept)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest), slope(kept), slope(again))
+
+
+@pytest.mark.parametrize(("rate", "shape"), [(0.5, (50, 8, 40)), (0.5, (80, 200, 1)), (0.3, (50, 8, 40))])
+def test_dropout_keeps_its_share_and_the_mean(rate, shape):
+    """No number's fate is that of its neighbours; the gradient passes where the value did; nothing outside of training."""
+    drop = lambda x, key, **how: Dropout(rate, **how).apply({}, x, rngs={"dropout": key})  # noqa: E731
+    x = jnp.full(shape, 3.0)
+    y, slope = jax.jit(jax.value_and_grad(lambda x, key: drop(x, key).sum()))(x, jax.random.key(1))
+    np.testing.assert_allclose(float(y) / x.size, 3, rtol=0.03)
+    kept = np.asarray(slope) > 0
+    np.testing.assert_allclose(slope, kept / (1 - rate), rtol=1e-6)
+    flat = kept.reshape(-1).astype(float) - (1 - rate)
+    for lag in (1, 2, shape[-1], 32):
+        assert abs((flat[lag:] * flat[:-lag]).mean()) < 4 * rate * (1 - rate) / np.sqrt(x.size)
+    assert (np.asarray(drop(x, jax.random.key(2))) > 0).ravel().tolist() != kept.ravel().tolist()
+    np.testing.assert_array_equal(drop(x, jax.random.key(1), deterministic=True), x)
 
 
 def test_computing_again_takes_less_memory():

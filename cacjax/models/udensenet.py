@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cacjax.models import conv
+from cacjax.models.dropout import Dropout
 from cacjax.models.unet import EPSILON, Normalisation, Pointwise, enlarged, halved, moments
 
 STEM = (3, 5, 7)  # sizes of the first convolutions, beside each other
@@ -81,7 +82,7 @@ class DenseBlock(nn.Module):
         if self.order not in ("bn_conv_relu", "bn_relu_conv"):
             raise ValueError(f"order must be bn_conv_relu or bn_relu_conv, got {self.order!r}")
         relu_first = self.order == "bn_relu_conv"
-        behind, drop = (lambda y: y) if relu_first else jax.nn.relu, nn.Dropout(self.dropout, deterministic=not train)
+        behind, drop = (lambda y: y) if relu_first else jax.nn.relu, Dropout(self.dropout, deterministic=not train)
         channels, new = x.shape[-1], None
         mean, variance = Moments(name="moments_in")(x, train)
         for i in range(self.layers):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from cacjax.models import conv, conv3d
+from cacjax.models.dropout import Dropout
 
 MOMENTUM, EPSILON = 0.9, 1e-5  # of the running statistics
 GROUPS = 8
@@ -90,7 +91,7 @@ class Block(nn.Module):
     def __call__(self, x, train: bool):
         active = {"elu": jax.nn.elu, "relu": jax.nn.relu}[self.activation]
         normal = {"batch": Normalisation, "group": GroupNormalisation}[self.norm]
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = Dropout(self.dropout, deterministic=not train)
         y = normal()(Kernel3(self.features)(x), train)
         y = normal()(Kernel3(self.features)(drop(active(y))), train)
         if self.residual:
