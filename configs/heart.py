@@ -92,8 +92,8 @@ def get_config(variant: str = "") -> ConfigDict:
         config.data.splits.source_train = phantom_data.split(SCENES, 72)
         # By Dice alone, at twice the rate, training broke down after 900 steps: batches without a heart ask every class for nothing.
         config.cross_entropy_weight = 4.0
-        config.steps = 3000
-        config.optimiser = ConfigDict({"rate": 2e-3, "drop_every": 1100, "drop": 0.3})
+        config.steps = 6000
+        config.optimiser = ConfigDict({"rate": 2e-3, "drop_every": 2200, "drop": 0.3})
         config.window = ConfigDict({"window": 176, "overlap": 24})  # 528 mm
     return config.lock()
 
