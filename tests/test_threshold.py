@@ -113,6 +113,15 @@ def test_no_aorta_is_refused(structures):
         threshold.choose("auto", "scan", tube()[0], heart_of(structures, classes=6))
 
 
+def test_an_aorta_out_of_view_matters_in_enhanced_scans_alone(ccta, native):
+    """Blood of the left chambers that is not enhanced says that no threshold is to be measured; enhanced, it is no aorta."""
+    without = [(image, heart_of(np.where(heart.structures == AORTA, 0, heart.structures))) for image, heart, _ in (native, ccta)]
+    found, flags = threshold.choose("auto", "scan", *without[0])
+    assert (found["hu"], found["from"], flags) == (130.0, "not enhanced", []) and found["where"].startswith("LV cavity and LA")
+    with pytest.raises(scan.ScanError, match="no ascending aorta in view"):
+        threshold.choose("auto", "scan", *without[1])
+
+
 def test_region_in_the_authors_layout(tmp_path):
     """A row whose seventh and eighth numbers are mean and SD; the authors' code takes whole HU."""
     path = tmp_path / "scan.txt"
