@@ -443,7 +443,7 @@ def test_python_interface(tmp_path, detector):
     with pytest.raises(scan.ScanError, match="heart mask with voxels"):
         cacjax.score(path, detector=detector, heart=far & False)
     with pytest.raises(ValueError, match="expected a detector"):
-        cacjax.score(path)
+        one_scan.score(path)
     with pytest.raises(ValueError, match="rule must be one of"):
         cacjax.score(path, detector=detector, rule="agatsten")
 
