@@ -18,7 +18,7 @@ CLASSIFY = ("all", "threshold", "mask")  # voxels >= Arrays.least_hu, those >= C
 FP_REDUCTION = ("paper", "authors_code", "lessmann", "none")
 CHOICES = {"classify": CLASSIFY, "fp_reduction": FP_REDUCTION, "view": view.NAMES}
 MARGIN_MM = 5.0  # around the heart's box, where the detector still looks
-BALL_STEP = 4
+BALL_STEP = 8
 LONG = 2**23  # voxels to look at from which detection on a CPU takes minutes
 NO_VIEW = {"view_not_applied": "the detector saw the scan as it is: its view needs the mean of the aorta, and none was given"}
 

@@ -16,6 +16,7 @@ from cacjax.kernels import cells, slabs, spatial
 
 KINDS = ("spline", "linear", "cells", "native", "slabs")
 SIDES = (32, 64, 64)  # sides of scans are rounded up to multiples of these
+NETWORK_SIDES = (32, 128, 128)  # and those of a network's own grid: pixels of any size then make few programs
 NO_HU = -32768.0  # of what a scan is padded with: below every threshold
 
 
@@ -31,9 +32,9 @@ class Grids(NamedTuple):
     to_scan: Any
 
 
-def padded(shape):
+def padded(shape, sides=None):
     """The shape that scans of this shape are padded to."""
-    return tuple(-(-n // side) * side for n, side in zip(shape, SIDES, strict=True))
+    return tuple(-(-n // side) * side for n, side in zip(shape, sides or SIDES, strict=True))
 
 
 def pad(volume, *, fill):
@@ -49,13 +50,14 @@ def cut(volume, shape):
 def join(shape, spacing_mm, network_mm, box):
     """(`Grids` of a scan and a network's spline grid, padded shape of the latter). box: of the network's grid, None for all of it."""
     network = spatial.zoomed_shape(shape, spacing_mm, network_mm)
-    to_network, to_scan = None, None
+    to_network, to_scan, full = None, None, padded(shape)
     if network != tuple(shape):
+        full = padded(network, NETWORK_SIDES)
         there, true_mm = spatial.plan(shape, network, spacing_mm, network_mm, order=3)
         back, _ = spatial.plan(network, shape, true_mm, spacing_mm, order=0)
-        to_network, to_scan = spatial.lengthen(there, padded(network)), spatial.lengthen(back, padded(shape))
+        to_network, to_scan = spatial.lengthen(there, full), spatial.lengthen(back, padded(shape))
     box = np.array(((0, 0, 0), network) if box is None else box, np.int32)
-    return Grids(np.array(network, np.int32), box, to_network, to_scan), padded(network)
+    return Grids(np.array(network, np.int32), box, to_network, to_scan), full
 
 
 def resample(hu, spacing_mm, grid):

@@ -218,7 +218,8 @@ def fit(
 
 
 class Ball(NamedTuple):
-    """A ball in voxels: its rows along x as (half width, dz, dy) each, and how far these reach (one more than the width)."""
+    """A ball in voxels: its rows along x as (half width, dz, dy) each, behind them rows of width -1, which are none; and how far these
+    reach (one more than the width)."""
 
     rows: Int32[np.ndarray, "rows 3"]
     reach: tuple[int, int, int]
@@ -227,7 +228,7 @@ class Ball(NamedTuple):
 def ball(radius_mm: Scalar, spacing_mm: Spacing, shape: Shape, *, step: int = 1) -> Ball:
     """The `Ball` of voxels whose centre is within radius_mm, as far as a volume of `shape` can tell.
 
-    step: reach and number of rows are rounded up to multiples of it, so that like balls share one compiled `spread`.
+    step: the reach is rounded up to multiples of it, and balls of one reach have as many rows, so that they share one compiled `spread`.
     """
     if radius_mm < 0 or min(spacing_mm) <= 0:
         raise ValueError(f"radius_mm must be >= 0 and spacing_mm positive, got {radius_mm} and {tuple(spacing_mm)}")
@@ -237,8 +238,9 @@ def ball(radius_mm: Scalar, spacing_mm: Spacing, shape: Shape, *, step: int = 1)
     width = inside.sum(2) - 1  # half width of the ball's row at (dz, dy), -1 where there is none
     z, y = np.nonzero(width >= 0)
     rows = np.stack([width[z, y], z - reach[0], y - reach[1]], 1).astype(np.int32)
-    rows = np.concatenate([rows, np.repeat(rows[:1], -len(rows) % step**2, 0)])  # twice is once
-    return Ball(rows, tuple(-(-r // step) * step for r in (reach[0], reach[1], int(width.max()) + 1)))
+    reach = tuple(-(-r // step) * step for r in (reach[0], reach[1], int(width.max()) + 1))
+    none = np.full(((2 * reach[0] + 1) * (2 * reach[1] + 1) - len(rows), 3), (-1, 0, 0), np.int32)
+    return Ball(np.concatenate([rows, none]), reach)
 
 
 def dilate(mask: Mask, radius_mm: Scalar, spacing_mm: Spacing) -> Bool[Array, "z y x"]:
@@ -263,7 +265,7 @@ def spread(mask: Mask, rows: Int32[ArrayLike, "rows 3"], *, reach: tuple[int, in
         level, z, y = rows[i]
         return words | lax.dynamic_slice(stack, (level, z + reach[0], y + reach[1], 0), (1, *shape))[0]
 
-    words = lax.fori_loop(0, len(rows), join, jnp.zeros(shape, jnp.uint32))
+    words = lax.fori_loop(0, (rows[:, 0] >= 0).sum(), join, jnp.zeros(shape, jnp.uint32))
     return runs.unpack(words, mask.shape[2])
 
 

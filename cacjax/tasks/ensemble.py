@@ -140,7 +140,7 @@ def detector(config, predict) -> Detector:
             raise ScanError("too_large", f"expected a scan of the chest, at most {MOST_CELLS} cells, got {extent} mm, {number} cells")
         ball, reach = None, None
         if heart is not None and scoring.within_heart:
-            ball, reach = spatial.ball(scoring.heart_dilation_mm, spacing_mm, grids.padded(shape), step=4)
+            ball, reach = spatial.ball(scoring.heart_dilation_mm, spacing_mm, grids.padded(shape), step=8)
         note = f"cells of {' x '.join(f'{mm:g}' for mm in found.spacing_mm)} mm"
         return Plan(Arrays(found.axes, ball), (reach,), long=True, notes=(note,))
 
