@@ -36,6 +36,7 @@ def parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--pairs", action="store_true", help="two scans of each patient, IDs ending in a and b, listed in pairs.csv")
     p.add_argument("--maps", action="store_true", help="also write the noise-free map of coronary calcium, ID_coronary.nii.gz, in HU")
+    p.add_argument("--structures", action="store_true", help="also write the heart's structures, ID_structures.nii.gz")
     p.add_argument("--shape", type=int, nargs=3, metavar=("Z", "Y", "X"), help="matrix, centred on the heart (default: the scanner's own)")
     p.add_argument("--spacing", type=float, nargs=3, metavar=("DZ", "DY", "DX"), help="mm, with --shape (default 1.5 .66 .66)")
     p.add_argument("--format", choices=("nifti", "dicom"), default="nifti", help="file format of the scans")
@@ -113,6 +114,7 @@ def _write(options):
         calcified=options.calcified,
         pairs=options.pairs,
         maps=options.maps,
+        structures=options.structures,
     )
     with_calcium = sum(t["agatston"]["total"] > 0 for t in truths)
     see = "manifest.csv and pairs.csv" if options.pairs else "manifest.csv"

@@ -41,6 +41,7 @@ def write_cohort(
     calcified=0.0,
     pairs=False,
     maps=False,
+    structures=False,
 ):
     """Make one scan per seed, or a pair, and write them to the folder `out`; returns the list of truths. Progress goes to stderr. Patients
     take the protocols in turn.
@@ -49,13 +50,14 @@ def write_cohort(
     coronary lesion that can be seen, LPS mm), truth.csv (a row per scan and lesion; a scan without lesions has one row) and truth.json.
     calcified: share of the patients that are drawn again until they have coronary calcium. pairs: both scans of `make_pair`, IDs ending in
     a and b, and pairs.csv (see cacjax.evaluation.pairs); the manifest also has patient and arm. maps: ID_coronary.nii.gz, float32 HU, see
-    `Phantom.coronary`; the manifest also has coronary. workers: processes, 0 = this one.
+    `Phantom.coronary`; the manifest also has coronary. structures: ID_structures.nii.gz, the heart's (see
+    `layers.STRUCTURES`). workers: processes, 0 = this one.
     """
     if file_format not in FORMATS:
         raise ValueError(f"file_format must be one of {', '.join(FORMATS)}, got {file_format!r}")
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    how = {"file_format": file_format, "pairs": pairs, "maps": maps, "shape": shape, "spacing_mm": spacing_mm}
+    how = {"file_format": file_format, "pairs": pairs, "maps": maps, "structures": structures, "shape": shape, "spacing_mm": spacing_mm}
     turns = itertools.cycle(protocols)
     jobs = [(next(turns), seed, pool.drawn_again(number, calcified)) for number, seed in enumerate(seeds)]
     made = spread(functools.partial(_make_and_write, out, **how), jobs, workers)
@@ -86,12 +88,12 @@ def scan_id(protocol: str, seed: int) -> str:
     return f"{protocol.replace(':', '_').replace('+', '_')}_{seed:05d}"
 
 
-def _make_and_write(out, job, *, file_format, pairs, maps, **grid):
+def _make_and_write(out, job, *, file_format, pairs, maps, structures, **grid):
     """The truths of a patient's scans, with the names of what was written. job: (protocol, seed, whether to draw again until there is
     calcium)."""
     protocol, seed, again = job
     seed = pool.calcified_seed(seed, protocol) if again else seed
-    patient, how = scan_id(protocol, seed), {"file_format": file_format, "maps": maps}
+    patient, how = scan_id(protocol, seed), {"file_format": file_format, "maps": maps, "structures": structures}
     if not pairs:
         return [_write_one(make_scan(protocol, seed, **grid), out, patient, **how)]
     scans, arms = make_pair(protocol, seed, **grid), ARMS.get(protocol.partition(":")[0], ("first", "second"))
@@ -99,15 +101,15 @@ def _make_and_write(out, job, *, file_format, pairs, maps, **grid):
     return [truth | {"patient": patient, "arm": arm} for truth, arm in zip(truths, arms)]
 
 
-def _write_one(scan, out, name, *, file_format, maps):
-    write_scan(scan, out, name, file_format, maps=maps)
+def _write_one(scan, out, name, *, file_format, maps, structures):
+    write_scan(scan, out, name, file_format, maps=maps, structures=structures)
     picture.draw(scan, out / f"{name}.png")
     file = name if file_format == "dicom" else f"{name}.nii.gz"
     return scan.truth | {"name": name, "file": file} | ({"coronary": f"{name}_coronary.nii.gz"} if maps else {})
 
 
-def write_scan(scan: Phantom, out, name: str, file_format: str = "nifti", *, maps: bool = False):
-    """Image, label, heart mask and, with maps, the map of coronary calcium of one scan under `out`."""
+def write_scan(scan: Phantom, out, name: str, file_format: str = "nifti", *, maps: bool = False, structures: bool = False):
+    """Image, label, heart mask and, where asked for, the map of coronary calcium and the heart's structures of one scan under `out`."""
     out = pathlib.Path(out)
     truth = scan.truth
     if file_format == "dicom":
@@ -119,6 +121,8 @@ def write_scan(scan: Phantom, out, name: str, file_format: str = "nifti", *, map
     write_image(scan.heart.astype(np.uint8), scan.affine, out / f"{name}_heart.nii.gz", np.uint8)
     if maps:
         write_image(scan.coronary, scan.affine, out / f"{name}_coronary.nii.gz", np.float32)
+    if structures:
+        write_image(scan.structures, scan.affine, out / f"{name}_structures.nii.gz", np.uint8)
 
 
 def _write_manifest(out, truths, split):
