@@ -151,7 +151,7 @@ def summarise(column, measured) -> dict:
         return row
     counts, agatston, fp_mm3 = (np.array(joined(name), float) for name in ("counts", "agatston", "fp_mm3"))
     row["sensitivity"] = mean([value for value, (tp, _, fn) in zip(joined("sensitivity"), counts) if tp + fn])
-    row["icc"] = agreement.icc_a1(agatston).value
+    row["icc"] = agreement.icc_a1(agatston).value if len(agatston) > 1 else None
     row |= figures(counts, agatston, fp_mm3)
     drawn = np.random.default_rng(0).integers(0, len(counts), (BOOTSTRAPS, len(counts)))
     resampled = [figures(counts[at], agatston[at], fp_mm3[at]) for at in drawn]
@@ -164,7 +164,7 @@ def figures(counts, agatston, fp_mm3) -> dict:
     """MEASURES of scans: voxels [n, 3] (true and false positive, false negative), scores [n, 2] (found, true), volumes [n]."""
     tp, fp, fn = counts.sum(0)
     table = agreement.confusion(*scores.category(agatston).T, len(scores.SCHEMES["default"].names))
-    values = agreement.kappa(table).value, agreement.accuracy(table).value, 2 * tp / max(2 * tp + fp + fn, 1), fp_mm3.mean()
+    values = agreement.kappa(table).value, agreement.accuracy(table), 2 * tp / max(2 * tp + fp + fn, 1), fp_mm3.mean()
     return dict(zip(MEASURES, map(float, values)))
 
 
