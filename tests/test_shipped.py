@@ -117,6 +117,7 @@ def test_scans_may_be_refused_and_commands_may_not_fail(tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "call", lambda command, output: seen.append(command) or int(command[0] == "cacjax.score"))
     monkeypatch.setattr(shipped, "hearts", lambda *_: {})
     experiment = shipped.EXPERIMENTS["shipped"]
+    (tmp_path / "networks" / "heart").mkdir(parents=True)
     shipped.begin(experiment, None, tmp_path / "test", 5)
     shipped.test(experiment, None, tmp_path / "test", tmp_path, 5)
     made, scored = ([each for each in seen if each[0] == name] for name in ("cacjax.phantom", "cacjax.score"))

@@ -152,11 +152,13 @@ def summarise(column, measured) -> dict:
     counts, agatston, fp_mm3 = (np.array(joined(name), float) for name in ("counts", "agatston", "fp_mm3"))
     row["sensitivity"] = mean([value for value, (tp, _, fn) in zip(joined("sensitivity"), counts) if tp + fn])
     row["icc"] = agreement.icc_a1(agatston).value if len(agatston) > 1 else None
-    row |= figures(counts, agatston, fp_mm3)
+    row |= {name: value if np.isfinite(value) else None for name, value in figures(counts, agatston, fp_mm3).items()}
     drawn = np.random.default_rng(0).integers(0, len(counts), (BOOTSTRAPS, len(counts)))
     resampled = [figures(counts[at], agatston[at], fp_mm3[at]) for at in drawn]
     for name in MEASURES:
-        row |= dict(zip((f"{name}_low", f"{name}_high"), map(float, np.nanquantile([one[name] for one in resampled], (0.025, 0.975)))))
+        known = [one[name] for one in resampled if np.isfinite(one[name])]  # no kappa where all are of one category
+        ends = map(float, np.quantile(known, (0.025, 0.975))) if known else (None, None)
+        row |= dict(zip((f"{name}_low", f"{name}_high"), ends))
     return row
 
 
