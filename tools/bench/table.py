@@ -16,6 +16,7 @@ from cacjax.experiments import cacnet as cacnet_table
 from cacjax.experiments import cells as cells_table
 from cacjax.experiments import cyclegan as cyclegan_table
 from cacjax.experiments import ensemble as ensemble_table
+from cacjax.experiments import shipped as shipped_table
 from cacjax.experiments import uda as experiments
 from cacjax.files.atomic import replace
 
@@ -142,6 +143,8 @@ def pages(results) -> dict:
         "heart.md": "\n".join(hearts),
         "uda.md": adaptation,
         "ensemble.md": "\n".join(ensembles),
+        "shipped.md": words.SHIPPED.format(experiment_source(results["shipped.json"]))
+        + experiment_table(shipped_table, results["shipped.json"]),
     }
     return {"speed.md": "\n".join(speed), "cyclegan.md": "\n".join(removal)} | others
 
