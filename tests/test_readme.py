@@ -53,6 +53,16 @@ def test_adaptation():
     assert said[4].startswith("published form and flow not trained; `tiny` network")
 
 
+def test_shipped_networks():
+    found = {each["scans"]: each for each in rows("shipped") if each["heart"] == "found by network"}
+    chest, cardiac, rtp, ccta = (found[name] for name in ("chest", "cardiac", "rtp", "ccta"))
+    text, dice = " ".join(README.split()), [each[name] for each in (chest, cardiac, rtp, ccta) for name in ("dice", "dice_wide")]
+    assert f"a Dice of {short(min(dice))} to {short(max(dice))}, also in patients" in text
+    assert f"of {found['without']['n']} scans without a heart none is scored" in text and found["without"]["scored"] == 0
+    kappas = [short(each["kappa"]) for each in (chest, cardiac, rtp, ccta)]
+    assert "is {} on chest CT, {} on gated CT, {} on planning CT, and {} on CCTA".format(*kappas) in text
+
+
 def test_heart():
     dice = row("heart_cpu", protocol="ccta")["dice"]
     chambers = [dice[name]["mean"] for name in ("LV cavity", "RV", "LA", "RA")]
