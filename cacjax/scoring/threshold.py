@@ -111,10 +111,8 @@ def measure(image, heart):
     """`Pool` of a `hearts.Heart` that a network found. Raises ScanError `no_aorta` where there is nothing to measure."""
     wanted = STRUCTURES[AORTA] if heart.classes > AORTA else "left ventricle or atrium"
     pool = _ascending(image, heart.structures) if heart.classes > AORTA else _blood(image, heart.structures)
-    if (
-        pool is None and heart.classes > AORTA
-    ):  # below the aorta, as gated scans may end: of blood that is not enhanced there is no question
-        blood = _blood(image, heart.structures)
+    if pool is None and heart.classes > AORTA:
+        blood = _blood(image, heart.structures)  # gated scans may end below the aorta; unless blood is enhanced that does not matter
         pool = blood if blood is not None and blood.mean_hu < ENHANCED_HU else None
     if pool is None:
         text = f"{image.path}: no {wanted} in view to measure; expected a scan threshold in HU or the region of interest of an aorta"
