@@ -48,9 +48,12 @@ def test_adaptation():
     sensitivity, fp_mm3, f1 = published
     said = cells("UDA: domain adaptation")
     assert said[3] == f"CCTA: F1 {short(f1)}, sensitivity {short(sensitivity)}, FP {fp_mm3} mm³ a scan"
-    ours = row("uda_table2", network="adapted", fp_reduction="yes")
-    assert f"{short(ours['f1'])}, {short(ours['sensitivity'])}, {ours['fp_mm3']:.1f} (medians of {ours['seeds']} seeds" in said[4]
-    assert said[4].startswith("published form and flow not trained; `tiny` network")
+    of = lambda name: row("uda_flow", network=name, scans="ccta", fp_reduction="yes")  # noqa: E731
+    full, others = of("full method"), [of(name) for name in ("source network from chest CT", "full method without L_adv", "oracle")]
+    pooled = [short(each["f1_pooled"]) for each in (full, *others)]
+    assert full["seeds"] == 1 and f"sensitivity {short(full['sensitivity'])}, FP {full['fp_mm3']:.1f}; " in said[4]
+    told = "F1 pooled over voxels {} (source network {}, without the critic {}, trained on labelled CCTA {})".format(*pooled)
+    assert told in said[4] and said[4].endswith("published form not trained")
 
 
 def test_shipped_networks():

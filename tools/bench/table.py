@@ -133,7 +133,9 @@ def pages(results) -> dict:
     table1, cells = (results[f"ensemble_{name}.json"] for name in ("table1", "cells"))
     ensembles = [words.ENSEMBLE.format(experiment_source(table1)), experiment_table(ensemble_table, table1), words.ENSEMBLE_CELLS]
     ensembles += [experiment_source(cells) + "\n", experiment_table(cells_table, cells)]
-    adaptation = words.UDA + "\n" + uda(results["uda_table2.json"]["rows"])
+    flow = results["uda_flow.json"]
+    adaptation = words.UDA_FLOW.format(experiment_source(flow)) + experiment_table(experiments, flow)
+    adaptation += words.UDA + "\n" + uda(results["uda_table2.json"]["rows"])
     pairs = results["cyclegan_pairs.json"]
     removal = [words.CYCLEGAN.format(experiment_source(pairs)), experiment_table(cyclegan_table, pairs), words.CYCLEGAN_NOTE]
     parts = results["cacnet_parts.json"]
