@@ -6,11 +6,11 @@ Published: on CCTA sensitivity .80, false positives 19.8 mm3 per scan, F1 .66 af
            source network from chest CT, labelled cardiac CT and unlabelled CCTA in the adaptation; their data are not public)
 Measured:  the published form: not yet trained to its end. Its flow by `tiny` networks, one seed: sensitivity .42 of the source network, .85
            adapted, false positives 8 and 110 mm3 per scan (tools/results/uda.md).
-           `tiny,quick`, whose source network learns from the same cardiac scans as the adaptation (`python3
-           tools/do.py train`, 2026-11-30, seed 0, 20 phantom CCTA, with reduction of false positives; sensitivity, FP mm3 per scan, pooled F1, average precision): source .51, 14.5, .48, .37; adapted .59, 35.6, .49, .33, its F1 .01 [-.06, .09]
-           above that of its source on the same scans: so short an adaptation finds more and more that is false. On the CCTA phantoms of
-           before 2026-11-30, which a threshold alone solved, `tiny` had .72 and .88 in one seed; in three seeds with every arm, on these:
-           tools/results/uda.md
+           `tiny,quick`, whose source network learns from the same cardiac scans as the adaptation (`python3 tools/do.py train`,
+           2026-11-30, seed 0, 20 phantom CCTA, with reduction of false positives; sensitivity, FP mm3 per scan, pooled F1, average
+           precision): source .51, 14.5, .48, .37; adapted .59, 35.6, .49, .33, its F1 .01 [-.06, .09] above that of its source on the same
+           scans: so short an adaptation finds more and more that is false. On the CCTA phantoms of before 2026-11-30, which a threshold
+           alone solved, `tiny` had .72 and .88 in one seed; in three seeds with every arm, on these: tools/results/uda.md
 Variants:  uda.py:tiny        one orientation, critic statistics over both domains: minutes on a laptop
            uda.py:tiny,quick  half the steps, on 40 + 24 scans: the first command of the README
            uda.py:tiny,tone   as tiny, from a source network trained with random tone curves
