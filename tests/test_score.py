@@ -496,7 +496,7 @@ def test_a_coarser_network_grid_comes_back_to_the_scan(tmp_path):
         return marks_bright(network_hu, wanted)
 
     result = cacjax.score(path, detector=stand_in(predict, (1.5, 1.0, 1.0)))
-    assert seen["wanted"] == (32, 64, 64)  # 12 x 20 x 24, padded
+    assert seen["wanted"] == (32, 128, 128)  # 12 x 20 x 24, padded
     assert 0 < (result.before > 0).sum() <= 20
     assert np.array_equal(result.mask > 0, calcified() == 250)
     assert result.rows[0].keys() <= set(tables.COLUMNS)
