@@ -7,8 +7,9 @@ Published: 129 exams, five folds: F1 .935 by number, .946 by volume; ICC of Agat
 Measured:  `cacnet-parts --size small --fold 0` (2026-11-30, seed 0, 80 phantoms to learn from, 20 to test on): F1 by volume .85, by number
            .66, ICC of Agatston .927; its halves alone .86, .69, .962 (U-DenseNet) and .91, .73, .979 (3D U-Net); nothing but 130 HU in
            the true pericardium .38: tools/results/cacnet.md. CAC-Net called all of it LAD after its 1,500 steps. A step takes 1.7 s of
-           one CPU core, a training 42 minutes, a scan 6 s. The published size was not trained: a step of one crop keeps 14.0 GiB (48
-           without recomputation, by XLA's account, and 18 with random words of 32 bits in dropout) and compiles in 135 CPU s
+           one CPU core, a training 42 minutes, a scan 6 s. The published size was not trained: a step of one crop takes
+           85 s of 2 cores (together 100 GFLOP/s) and 16.8 GiB, 14.0 of them what it keeps at once (by XLA's account 48 without
+           recomputation, 18 with random words of 32 bits in dropout), and compiles in 122 to 135 CPU s
 Variants:  cacnet.py:unet3d, :udensenet, :twofold, :fcn3d     the networks of Table 4
            cacnet.py:small           growth and width 4 (1.5 million parameters), 1 mm pixels, a crop of 16 x 96 x 96; also small,unet3d, ..
            cacnet.py:tiny            growth 2, width 4, 40 exams
