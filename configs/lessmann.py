@@ -33,6 +33,8 @@ def get_config(variant: str = "") -> ConfigDict:
     words = set(filter(None, variant.split(",")))
     if words - set(WORDS):
         raise ValueError(f"unknown variant {variant!r}: expected words among {', '.join(WORDS)} with commas between")
+    if len(words & {"quick", "rtp", "scenes"}) > 1 or ("scenes" in words and "tiny" not in words):
+        raise ValueError(f"variant {variant!r}: expected one of quick, rtp and scenes, each with scans of its own, and scenes of tiny")
     if {"tiny", "ancestor"} <= words and "three" not in words:
         raise ValueError("ancestor averages over orientations, each with a trained head: expected tiny,three,ancestor")
     config = ConfigDict({"task": "lessmann", "seed": 0})

@@ -76,6 +76,13 @@ def test_a_scan_and_nothing_else(words, heart, threshold):
     assert options.heart == (str(score.SHIPPED / "heart") if heart == "heart" else heart) and options.threshold_hu == threshold
 
 
+@pytest.mark.parametrize("variant", ["scenes", "tiny,scenes,quick", "tiny,scenes,rtp", "tiny,quick,rtp"])
+def test_words_that_each_bring_scans_of_their_own_are_one(variant):
+    for config in ("lessmann", "second"):
+        with pytest.raises(ValueError, match="expected one of quick, rtp and scenes"):
+            importlib.import_module(f"configs.{config}").get_config(variant)
+
+
 @pytest.mark.parametrize("words", [["--workdir", "runs/mine"], ["--regions", "regions.nii.gz"]])
 def test_whoever_names_a_run_or_regions_gets_these(words):
     options = score.parse(["scan.nii.gz", "--out", "out", *words])

@@ -68,7 +68,7 @@ def main(argv=None) -> None:
 def only(experiment, names):
     """The experiment with the networks of these names, those that they need, and their rows and the rows without a network."""
     columns = [column for column in experiment.columns if hasattr(column, "network")]
-    known = {column.network: column for column in columns if column.network}
+    known = dict.fromkeys(column.network for column in columns if column.network)
     if unknown := [name for name in names if name not in known]:
         expected = ", ".join(known) or "none: this table has no rows by network"
         sys.exit(f"error: --only: expected networks of the table, {expected}; got {', '.join(unknown)}")
