@@ -20,9 +20,9 @@ ARTERY = "artery"  # coronary calcium, the artery first, each that has some as o
 WHOLE = "whole_scan"  # about the middle of a scan, every scan once in an epoch
 WHOLE_SLICES = ("calcium_slice", "large_calcium_slice", "clean_slice")
 SLICE_STRATA = ("bright_in_slice", "anywhere_in_slice", "calcium_in_slice", *WHOLE_SLICES)
-SCAN_STRATA = ("coronary", "calcium", "candidate_in_heart", "bright_in_heart", "bright", "heart_box", "anywhere")
+SCAN_STRATA = ("coronary", "calcium", "other_calcium", "candidate_in_heart", "bright_in_heart", "bright", "heart_box", "anywhere")
 SCAN_STRATA += ("bright_negative", ARTERY, DETECTED, WHOLE)
-LABELLED_STRATA = ("coronary", ARTERY, "calcium", "bright_negative", DETECTED, "calcium_in_slice", *WHOLE_SLICES)
+LABELLED_STRATA = ("coronary", ARTERY, "calcium", "other_calcium", "bright_negative", DETECTED, "calcium_in_slice", *WHOLE_SLICES)
 PLANES = ("axial", "coronal", "sagittal")
 
 

@@ -59,7 +59,9 @@ def index_scan(record: dict, seen: str = "none") -> IndexedScan:
     bright, inside = hu >= CALCIUM_HU, np.zeros(hu.shape, bool)
     inside[tuple(slice(low, high) for low, high in box.T)] = True
     voxels = {"bright": bright, "bright_in_heart": bright & inside, "candidate_in_heart": (hu >= threshold) & inside}
-    voxels |= {"calcium": label > 0, "coronary": np.isin(label, CORONARY), "bright_negative": bright & (label == 0)}
+    coronary = np.isin(label, CORONARY)
+    voxels |= {"calcium": label > 0, "coronary": coronary, "other_calcium": (label > 0) & ~coronary}
+    voxels |= {"bright_negative": bright & (label == 0)}
     voxels = {name: np.flatnonzero(mask).astype(np.int32) for name, mask in voxels.items()}
     voxels |= {CLASSES[c]: voxels["coronary"][label.ravel()[voxels["coronary"]] == c] for c in CORONARY}
     detected = np.asarray(record.get("detected", ()), np.int32)
