@@ -76,6 +76,7 @@ def test_points_lie_in_their_stratum(sources, stratum):
     holds = {
         "coronary": lambda s, p: s.label[p] in (1, 2, 3),
         "calcium": lambda s, p: s.label[p] > 0,
+        "other_calcium": lambda s, p: s.label[p] in (4, 5, 6),
         "calcium_in_slice": lambda s, p: s.label[p] == 2,  # the valve's slice has two voxels: fewer than three
         "bright": lambda s, p: s.hu[p] >= bright,
         "bright_negative": lambda s, p: s.hu[p] >= bright and s.label[p] == 0,

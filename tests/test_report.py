@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from cacjax.files import manifest
-from cacjax.report import pictures, tables
+from cacjax.report import pictures, result, tables
+from cacjax.training import workdir
 
 
 def disc(shape, centre, radius, spacing_mm):
@@ -66,6 +67,14 @@ def test_overlay_shows_each_artery_in_its_colour(tmp_path):
     marked, bare = (imread(tmp_path / name)[..., :3] for name in ("a.png", "b.png"))
     assert count(marked, "#ff2d55") > 50 and count(marked, "#32d74b") > 50 and count(marked, "#ffd60a") == 0
     assert count(bare, "#ff2d55") == 0
+
+
+def test_who_sees_a_picture_alone_reads_that_phantoms_trained_its_networks():
+    notes = ["contrast medium", workdir.SHIPPED["research_only"], "a note without a flag"]
+    assert result.doubts({"flags": [], "notes": notes[2:]}) == ""
+    assert result.doubts({"flags": ["enhanced"], "notes": notes[::2]}) == "\nflags: enhanced"
+    over = result.doubts({"flags": ["enhanced", "research_only"], "notes": notes})
+    assert over == f"\nflags: enhanced, research_only\n{notes[1]}" and "trained on digital phantoms; research only" in over
 
 
 def test_every_lesion_is_in_some_slice_and_has_its_number(tmp_path, monkeypatch):

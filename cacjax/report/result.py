@@ -53,7 +53,7 @@ def draw(result, grid, out, name):
         title=caption(name, result) + doubts(result.record) + whose(result.scan),
     )
     if result.structures is not None:
-        draw_heart(result.structures, result.scan, result.record["threshold"], out, name)
+        draw_heart(result, out, name)
     if result.map is not None:
         total = next(row for row in result.rows if row["artery"] == "CAC")
         title = f"{name}: {total['map_hu_mm3']:.0f} HU x mm³ of calcium, what a generator takes out of the scan"
@@ -71,8 +71,10 @@ def caption(name, result):
 
 
 def doubts(record):
-    """A line over a picture: the flags of a record, which put its scores in doubt."""
-    return f"\nflags: {', '.join(record['flags'])}" if record["flags"] else ""
+    """Lines over a picture: the flags of a record, which put its scores in doubt, and in words that they are of phantom networks."""
+    told = dict(zip(record["flags"], record["notes"]))
+    text = f"\nflags: {', '.join(told)}" if told else ""
+    return text + (f"\n{told['research_only']}" if "research_only" in told else "")
 
 
 def whose(image):
@@ -83,13 +85,14 @@ def whose(image):
     return text and f"\n{text}"
 
 
-def draw_heart(structures, image, threshold, out, name):
-    """Draw all structures that were found and the measured box to <name>_heart.png. threshold: as the record shows it."""
-    box = np.zeros(structures.shape, np.uint8)
+def draw_heart(result, out, name):
+    """Draw all structures that were found and the measured box to <name>_heart.png."""
+    threshold, box = result.record["threshold"], np.zeros(result.structures.shape, np.uint8)
     if "box" in threshold:
         box[tuple(slice(low, high) for low, high in zip(*threshold["box"]))] = 1
-    turned, structures, box = scan.oriented(image, structures, box)
-    draw_structures(out / f"{name}_heart.png", turned, structures, box, threshold_hu=threshold["hu"], title=f"{name}: {_say(threshold)}")
+    turned, structures, box = scan.oriented(result.scan, result.structures, box)
+    title = f"{name}: {_say(threshold)}{doubts(result.record)}"
+    draw_structures(out / f"{name}_heart.png", turned, structures, box, threshold_hu=threshold["hu"], title=title)
 
 
 def _say(threshold):
