@@ -68,18 +68,12 @@ def test_dice_by_hand():
     np.testing.assert_allclose(losses.squared_dice(p, g), [(2 * 1.5 + 1) / (1.25 + 2 + 1), 1])
 
 
-def test_cross_entropy_by_hand():
-    logits, real = np.array([[0.0, 2.0], [-1.0, 3.0]], np.float32), np.array([[1, 0], [0, 1]])
-    expected = (10 * np.log(2) + np.log1p(np.exp(2)) + np.log1p(np.exp(-1)) + 10 * np.log1p(np.exp(-3))) / 4
-    assert losses.binary_cross_entropy(logits, real, weight=10.0) == pytest.approx(expected, rel=1e-6)
-
-
 def test_steps_equal_torch_in_float64(monkeypatch):
     """Losses and parameters (to a millionth of a step) of two members after three steps, recorded by tools/bench/record_ensemble.py."""
     monkeypatch.setattr(ensemble, "normalise", lambda hu: ((jnp.clip(hu, -300.0, 800.0) + 300) / 1100)[..., None])  # not float32
     with np.load(HERE / "ensemble_steps.npz") as arrays:
         known = dict(arrays)
-    config = config_of(**{"model.levels": 3, "cross_entropy": 0.0})
+    config = config_of(**{"model.levels": 3, "cross_entropy.share": 0.0})
     with config.unlocked():
         config.optimiser = ConfigDict({"peak": 1e-2, "warmup": 0, "drop_at": 1.0, "drop": 1.0})
         config.streams.train.count, config.streams.train.size, config.scoring.votes = (2, 2), (8, 8, 12), 1
@@ -151,6 +145,26 @@ def test_a_member_is_a_network_of_its_own():
         other, own = lone(other, {"train": jax.tree.map(lambda a: a[3:4], batch)}, keys[0])
     np.testing.assert_allclose(metrics["loss/member_4"], own["loss/member_1"], rtol=1e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a[3], b[0], rtol=1e-5, atol=1e-6), state.nets["members"], other.nets["members"])
+
+
+def test_what_is_no_coronary_calcium_is_learned_where_the_scan_could_count_it():
+    """The cross-entropy beside the Dice: calcium, cells near the threshold and the rest each with its weight; valves count as cells."""
+    config, rng = config_of(**{"scoring.votes": 1, "cross_entropy.weights.rest": 0.25}), np.random.default_rng(0)
+    with config.unlocked():
+        config.streams.train.count = (1, 2)
+    task = build(config)
+    hu = rng.normal(60, 150, (1, 2, 8, 8, 8)).round().astype(np.float32)
+    label = np.where(rng.random(hu.shape) < 0.3, rng.integers(1, 8, hu.shape), 0).astype(np.uint8)
+    state = task.init(jax.random.key(3), example_of(config), {})
+    _, metrics = jax.jit(task.train_step)(state, {"train": {"hu": hu, "label": label}}, jax.random.key(0))
+    net = jax.tree.map(lambda a: a[0], state.nets["members"])
+    variables = {"params": net.params, "batch_stats": net.stats}
+    logits, _ = ensemble.network(config).apply(variables, ensemble.normalise(hu[0]), True, mutable=["batch_stats"])
+    p, real = jax.nn.sigmoid(logits[..., 0]), np.isin(label[0], (1, 2, 3, 7))
+    weights = np.where(real, 10, np.where(hu[0] >= 107, 1, 0.25))
+    expected = -(weights * np.log(np.where(real, p, 1 - p))).sum() / weights.sum()
+    found = metrics["loss/member_1"] - (1 - metrics["dice/member_1"])
+    assert found == pytest.approx(config.cross_entropy.share * expected, rel=1e-4)
 
 
 def test_every_member_keeps_its_own_best():

@@ -54,12 +54,6 @@ def soft_dice(
     return (2 * shared + smooth) / (sizes + smooth)
 
 
-def binary_cross_entropy(logits: Float[ArrayLike, "*batch"], real: Shaped[ArrayLike, "*batch"], *, weight: float = 1.0) -> Float[Array, ""]:
-    """Mean of the cross-entropy over all voxels, those that are `real` times `weight`."""
-    real = jnp.asarray(real, bool)
-    return -jnp.where(real, weight * jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-jnp.asarray(logits))).mean()
-
-
 def squared_dice(
     probability: Float[ArrayLike, " volumes *voxels"], real: Shaped[ArrayLike, " volumes *voxels"], *, smooth: float = 1.0
 ) -> Float[Array, " volumes"]:

@@ -22,7 +22,6 @@ from cacjax.task import Detector, Finding, Plan, Task, answering, beginning, is_
 SEEN_HU = (-300.0, 800.0)  # become 0 and 1
 CAC = CLASSES.index("CAC")
 MOST_CELLS = 2**23  # a scan with more is no heart, and would take more memory than there is
-CALCIUM_WEIGHT = 10.0  # of a calcified cell in the cross-entropy
 SHARE_AT_START = 0.01  # of calcium, as the last bias says it: more would be unlearned first
 
 
@@ -62,8 +61,10 @@ def make(config) -> Task:
         logits, changed = model.apply(variables, normalise(batch["hu"]), True, mutable=["batch_stats"])
         dice = overlap(logits, batch["label"]).mean()
         loss = 1 - dice
-        if config.cross_entropy:
-            loss += config.cross_entropy * losses.binary_cross_entropy(logits[..., 0], is_coronary(batch["label"]), weight=CALCIUM_WEIGHT)
+        if config.cross_entropy.share:
+            real, either = is_coronary(batch["label"]).astype(jnp.int32), jnp.pad(logits, [(0, 0)] * 4 + [(1, 0)])
+            weights = losses.candidate_weights(real, batch["hu"], **config.cross_entropy.weights)
+            loss += config.cross_entropy.share * losses.cross_entropy(either, real, weights=weights)
         return loss, ({"loss": loss, "dice": dice}, changed["batch_stats"])
 
     def validate(state, batch):

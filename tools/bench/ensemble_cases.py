@@ -55,7 +55,7 @@ def begun(variant, members):
     with config.unlocked():
         config.streams.train.count = (members, *config.streams.train.count[1:])
         config.scoring.votes = 1
-        config.cross_entropy = 0.0  # Dice alone, as published
+        config.cross_entropy.share = 0.0  # Dice alone, as published
     task = build(config)
     example = example_batch(streams_of(config.streams, task))
     rng = np.random.default_rng(0)
