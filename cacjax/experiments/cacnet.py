@@ -147,7 +147,7 @@ def test(experiment, size, test_folder, folder, scans) -> None:
     forms = list(dict.fromkeys(name.split("/")[0] for name in experiment.networks))
     for fold in sorted({name.split("/")[1] for name in experiment.networks}):
         held_out = [str(row.scan) for row in rows if row.cells["split"] == fold]
-        score = ["cacjax.score", *held_out, "--resume"]
+        score = ["cacjax.score", *held_out, "--no-pictures", "--resume"]
         words = [
             [*score, "--workdir", str(folder / "networks" / form / fold), "--out", str(folder / "scores" / form / fold)] for form in forms
         ]

@@ -79,7 +79,7 @@ def identity(column) -> dict:
 def test(experiment, size, test_folder, folder, scans) -> None:
     """Score the held-out scans by every ensemble and every member, compare with the truth."""
     del size, scans
-    score = ["cacjax.score", str(test_folder), "--resume"]
+    score = ["cacjax.score", str(test_folder), "--no-pictures", "--resume"]
     for name in experiment.networks:
         of_run = ["--workdir", str(folder / "networks" / name), "--out"]
         words = [[*score, *of_run, str(folder / "scores" / name)]]

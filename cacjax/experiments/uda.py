@@ -198,7 +198,7 @@ def test_protocol(networks, columns, scans_folder, folder) -> None:
     found = {name: folder / "scores" / protocol / name for name in wanted}
     unreduced = {column.network for column in columns if not column.reduced}
     # The phantom's heart is all that the pericardium holds, arteries included: dilated as chambers have to be, it would reach ribs.
-    score = ["cacjax.score", str(scans_folder), "--save-probability", "--resume", "--scoring.heart_dilation_mm=0"]
+    score = ["cacjax.score", str(scans_folder), "--save-probability", "--no-pictures", "--resume", "--scoring.heart_dilation_mm=0"]
     words = [
         [*score, "--workdir", str(folder / "networks" / (name if network.config else network.needs["source"])), "--out", str(found[name])]
         + [f"--scoring.classify={'all' if name in unreduced else 'threshold'}", *(f"--scoring.{option}" for option in network.scoring)]
