@@ -199,7 +199,7 @@ def canvas(rows, columns, title):
     figure = Figure(figsize=(3.1 * columns, 3.3 * rows + 0.6), dpi=110, facecolor="black", layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(title or " ", color="white", fontsize=10)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+    return figure, figure.subplots(rows, columns, squeeze=False, subplot_kw={"xticks": (), "yticks": ()})  # ticks cost, hidden or not
 
 
 def draw(axis, image, spacing_mm, window, title, sides="RL"):
