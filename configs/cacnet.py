@@ -9,7 +9,9 @@ Measured:  `cacnet-parts --size small --fold 0` (2026-11-30, seed 0, 80 phantoms
            the true pericardium .38: tools/results/cacnet.md. CAC-Net called all of it LAD after its 1,500 steps. A step takes 1.7 s of
            one CPU core, a training 42 minutes, a scan 6 s. The published size was not trained: a step of one crop takes
            85 s of 2 cores (together 100 GFLOP/s) and 16.8 GiB, 14.0 of them what it keeps at once (by XLA's account 48 without
-           recomputation, 18 with random words of 32 bits in dropout), and compiles in 122 to 135 CPU s
+           recomputation, 18 with random words of 32 bits in dropout), and compiles in 122 to 135 CPU s. A scan of 512 x 512 x 400
+           voxels is scored in 7.5 GiB (`/usr/bin/time -v python -m cacjax.score`, published windows, a network of width 2: what is added
+           up); a window of the published network takes 4.4 GiB more (XLA's account of its `predict`)
 Variants:  cacnet.py:unet3d, :udensenet, :twofold, :fcn3d     the networks of Table 4
            cacnet.py:small           growth and width 4 (1.5 million parameters), 1 mm pixels, a crop of 16 x 96 x 96; also small,unet3d, ..
            cacnet.py:tiny            growth 2, width 4, 40 exams
