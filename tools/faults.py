@@ -249,6 +249,30 @@ BY_FILE = {  # (what, old, new, test)
         ("body: what hangs on to it is part of it", "THIN_MM = 6.0", "THIN_MM = 1.0", OUTSIDE),
         ("body: lungs at the edge of the field of view are air", "LUNG_HU = -950.0", "LUNG_HU = -500.0", OUTSIDE),
     ),
+    "cacjax/tasks/ensemble.py": (
+        (
+            "all cells weigh the same",
+            "losses.cross_entropy(either, real, weights=weights)",
+            "losses.cross_entropy(either, real)",
+            "test_ensemble.py::test_what_is_no_coronary_calcium_is_learned_where_the_scan_could_count_it",
+        ),
+    ),
+    "cacjax/data/scans.py": (
+        (
+            "calcium of the coronary arteries is other calcium, too",
+            '"other_calcium": (label > 0) & ~coronary',
+            '"other_calcium": label > 0',
+            "test_data.py::test_points_lie_in_their_stratum[other_calcium]",
+        ),
+    ),
+    "cacjax/report/result.py": (
+        (
+            "a picture does not say that phantoms trained its networks",
+            'if "research_only" in told else ""',
+            'if "research_only" not in told else ""',
+            "test_report.py::test_who_sees_a_picture_alone_reads_that_phantoms_trained_its_networks",
+        ),
+    ),
     "cacjax/experiments/margins.py": (("no network has no margin", "row.threshold_hu + margin)", "row.threshold_hu)", THRESHOLD_ALONE),),
     "cacjax/evaluation/metrics.py": (
         (
