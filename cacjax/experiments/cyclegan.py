@@ -135,22 +135,9 @@ def begin(experiment, size, test_folder, scans) -> None:
     """Make the pairs, unless they are there: two scans of each patient, with the true map of coronary calcium."""
     del experiment
     if not (test_folder / "pairs.csv").exists():
-        made = [
-            "--out",
-            str(test_folder),
-            "--protocol",
-            "rtp",
-            "--pairs",
-            "--maps",
-            "--seed",
-            str(SEED),
-            "--workers",
-            "2",
-            "--n",
-            str(scans),
-        ]
+        made = ["--out", str(test_folder), "--protocol", "rtp", "--pairs", "--maps", "--seed", str(SEED), "--n", str(scans)]
         grid = ["--calcified", str(CALCIFIED), "--shape", *map(str, size.shape), "--spacing", *map(str, size.spacing_mm)]
-        commands.run("make pairs", [["cacjax.phantom", *made, *grid]], None)
+        commands.run("make pairs", [["cacjax.phantom", *made, *grid, "--workers", "2"]], None)
 
 
 def test(experiment, size, test_folder, folder, scans) -> None:
