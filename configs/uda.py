@@ -4,8 +4,8 @@ Paper:     Zhai et al. 2022, Front. Cardiovasc. Med. 9:981901
 Command:   python -m cacjax.train --config uda.py --workdir runs/uda
 Published: on CCTA sensitivity .80, false positives 19.8 mm3 per scan, F1 .66 after reduction of false positives (Table 2, full method:
            source network from chest CT, labelled cardiac CT and unlabelled CCTA in the adaptation; their data are not public)
-Measured:  the published form: not yet trained to its end. Its flow by `tiny` networks, one seed: sensitivity .42 of the source network, .85
-           adapted, false positives 8 and 110 mm3 per scan (tools/results/uda.md).
+Measured:  the published form: not yet trained to its end. Its flow by `tiny` networks, pooled F1 in three seeds: source network .27, .44,
+           .50, adapted .48, .28, .46, trained on labelled CCTA .55, .50, .51: no gain that holds from seed to seed (tools/results/uda.md).
            `tiny,quick`, whose source network learns from the same cardiac scans as the adaptation (`python3 tools/do.py train`,
            2026-11-30, seed 0, 20 phantom CCTA, with reduction of false positives; sensitivity, FP mm3 per scan, pooled F1, average
            precision): source .51, 14.5, .48, .37; adapted .59, 35.6, .49, .33, its F1 .01 [-.06, .09] above that of its source on the same
