@@ -9,8 +9,9 @@ import SimpleITK as sitk
 
 from cacjax import evaluate
 from cacjax.classes import CLASSES
+from cacjax.evaluation import compare
 from cacjax.files import scan
-from cacjax.kernels import rules
+from cacjax.kernels import lesions, rules
 from cacjax.report import tables
 
 SPACING = (2.0, 1.0, 0.5)  # a voxel is 1 mm³
@@ -274,3 +275,12 @@ def test_agatston_of_the_reference_by_the_rule_of_the_record(cohort):
     assert row["confusion"][0] == [0, 1, 0, 0, 0] and row["confusion"][2] == [0, 0, 1, 0, 0]
     assert (row["accuracy"], row["c_index"], row["categories"][1]) == (0.5, 1.0, "1-10")
     assert row["kappa"] == pytest.approx(1 - (1 / 8) / ((2 + 1 + 1 + 0) / 16))
+
+
+@pytest.mark.parametrize("connectivity", [6, 18, 26])
+def test_lesions_are_numbered_as_on_the_device(connectivity):
+    mask = np.zeros((12, 40, 50), bool)
+    assert not compare.number_lesions(mask, connectivity).any()
+    mask[3:9, 5:30, 11:44] = np.random.default_rng(0).random((6, 25, 33)) < 0.3
+    numbered, _ = lesions.label(mask, connectivity=connectivity)
+    np.testing.assert_array_equal(compare.number_lesions(mask, connectivity), numbered)
