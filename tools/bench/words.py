@@ -82,8 +82,9 @@ first stage, 15 to find what it mistakes for calcium, 7 for the second, beside w
 40 by chest, by gated CT and without a heart; of planning CT and CCTA 15 (`--scans 15`, into the same folder, before). The heart network
 was trained before, by the same command. `python tools/ship.py DIR/seed0/networks` writes them to `cacjax/shipped`.
 
-What the rows say. The heart is found as well in patients 350 to 500 mm wide as in others, and nothing without a heart is scored. On
-non-contrast CT calcium is found and categories agree. The true heart in the network's place is no better: what is lost is lost by the
+What the rows say. The heart is found as well in patients 350 to 500 mm wide as in others, and nothing without a heart is scored: 30
+abdomens, necks and enhanced abdomens are refused as `no_heart`, ten heads before that as `not_hounsfield`, because soft tissue is less
+than a twentieth of so wide a field: refused rightly, for the wrong reason. On non-contrast CT calcium is found and categories agree. The true heart in the network's place is no better: what is lost is lost by the
 detector. It sees 43 mm around a voxel, and a fifth of its patches lie about calcium of valves and aorta, a quarter about what passes the
 scan's threshold within the heart. Its forerunner saw 21 mm, with a tenth of its patches about calcium of any kind: on 15 of the gated
 scans its kappa was .76 and its false positives 43 mm³, most of them calcium of the aortic valve and the aorta called coronary; the same 15
