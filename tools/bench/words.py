@@ -84,11 +84,12 @@ was trained before, by the same command. `python tools/ship.py DIR/seed0/network
 
 What the rows say. The heart is found as well in patients 350 to 500 mm wide as in others, and nothing without a heart is scored: 30
 abdomens, necks and enhanced abdomens are refused as `no_heart`, ten heads before that as `not_hounsfield`, because soft tissue is less
-than a twentieth of so wide a field: refused rightly, for the wrong reason. On non-contrast CT calcium is found and categories agree. The true heart in the network's place is no better: what is lost is lost by the
-detector. It sees 43 mm around a voxel, and a fifth of its patches lie about calcium of valves and aorta, a quarter about what passes the
-scan's threshold within the heart. Its forerunner saw 21 mm, with a tenth of its patches about calcium of any kind: on 15 of the gated
-scans its kappa was .76 and its false positives 43 mm³, most of them calcium of the aortic valve and the aorta called coronary; the same 15
-now give .90 and 24. Those 15 scans were looked at before it was changed; the others of the 40 were not. Calcium of the LCX is often
+than a twentieth of so wide a field: refused rightly, for the wrong reason. On non-contrast CT calcium is found and categories agree. The
+true heart in the network's place is no better: what is lost is lost by the detector. It sees 43 mm around a voxel, and a fifth of its
+patches lie about calcium of valves and aorta, a quarter about what passes the scan's threshold within the heart. Its forerunner saw 21 mm,
+with a tenth of its patches about calcium of any kind: on 15 of the gated scans its kappa was .76 and its false positives 43 mm³, most of
+them calcium of the aortic valve and the aorta called coronary; the same 15 now give .90 and 24. Those 15 scans were looked at before it
+was changed; the others of the 40 were not. Calcium of the LCX is often
 called LAD, which the sum does not feel. On CCTA nothing is better (kappa .07 before, false positives 132 mm³): the lumen of coronary
 arteries that is brighter than the aorta, streams and leads pass for calcium, and calcium is missed; its scores do not follow the true
 ones. All of it is of phantoms of the kinds that the networks learned from: nothing here says how they do on patients. Five single slices
