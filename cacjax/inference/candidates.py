@@ -19,6 +19,7 @@ FP_REDUCTION = ("paper", "authors_code", "lessmann", "none")
 CHOICES = {"classify": CLASSIFY, "fp_reduction": FP_REDUCTION, "view": view.NAMES}
 MARGIN_MM = 5.0  # around the heart's box, where the detector still looks
 BALL_STEP = 8
+HEART = 288  # voxels of a network's grid that the longest side of a heart's box is rounded up to a multiple of: 190 mm
 LONG = 2**23  # voxels to look at from which detection on a CPU takes minutes
 NO_VIEW = {"view_not_applied": "the detector saw the scan as it is: its view needs the mean of the aorta, and none was given"}
 
@@ -33,10 +34,11 @@ class Arrays(NamedTuple):
 
 
 class How(NamedTuple):
-    """What makes another program. network: padded shape of the network's grid. reach: of the ball. slab: weights of the
-    contrast-removing view, () for none."""
+    """What makes another program. network: padded shape of the network's grid; longest: side of the box to look at there. reach: of the
+    ball. slab: weights of the contrast-removing view, () for none."""
 
     network: tuple
+    longest: int
     reach: tuple | None
     fp_reduction: str
     in_heart: float
@@ -45,8 +47,8 @@ class How(NamedTuple):
 
 
 def detector(config, predict) -> Detector:
-    """A `Detector` of the classes 1 to 6 upon predict(state, hu, wanted) -> (label uint8, P(coronary calcium)), both on the network's
-    grid.
+    """A `Detector` of the classes 1 to 6 upon predict(state, hu, wanted, longest=N) -> (label uint8, P(coronary calcium)), both on the
+    network's grid; all that is wanted lies in a box of which no side is longer than N voxels.
 
     config.scoring: fp_reduction "paper", "authors_code", "lessmann" or "none"; heart_dilation_mm; classify: "all" voxels from 130 HU up,
     those from the scan "threshold" up, or those that can end in the "mask": the same mask ever faster, but then nothing is known of what
@@ -67,13 +69,14 @@ def detector(config, predict) -> Detector:
             box = grids.box_around(heart, network, network_mm, margin_mm=MARGIN_MM)
         between, network = grids.join(shape, spacing_mm, network_mm, box)
         least_hu = min(CALCIUM_HU, threshold_hu) if scoring.classify == "all" else threshold_hu
-        how = How(network, reach, scoring.fp_reduction, float(scoring.in_heart), scoring.classify, slab)
+        longest = -(-int((between.box[1] - between.box[0]).max()) // HEART) * HEART if heart is not None else max(network)
+        how = How(network, min(longest, max(network)), reach, scoring.fp_reduction, float(scoring.in_heart), scoring.classify, slab)
         long = bool(np.prod(between.box[1] - between.box[0]) > LONG)
         return Plan(Arrays(between, ball, np.float32(least_hu)), how, long, flags=NO_VIEW if slab and aorta_hu is None else {})
 
     def find(state, case, how) -> Finding:
         network_hu, wanted, around = _prepare(case, how)
-        label, probability = predict(state, network_hu, wanted)
+        label, probability = predict(state, network_hu, wanted, longest=how.longest)
         return _conclude(case, how, label, probability, around)._replace(hu=case.hu)
 
     return Detector(plan, find)

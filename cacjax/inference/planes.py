@@ -32,10 +32,11 @@ def normalise(hu):
     return (jnp.clip(hu.astype(jnp.float32), -1000.0, 3000.0) - 130.0) / 1130.0
 
 
-def predict(model, params, hu, wanted=None, *, slab: int = 1, stored: str = "float32", ancestor: bool = False):
+def predict(model, params, hu, wanted=None, *, longest: int = 0, slab: int = 1, stored: str = "float32", ancestor: bool = False):
     """Classify the wanted voxels of a scan, background elsewhere: (label uint8, P(classes 1 to 3) float32), both [z, y, x].
 
-    model: a `Dilated` network; hu: [z, y, x] Hounsfield units on its grid; wanted: bool [z, y, x], None for all voxels;
+    model: a `Dilated` network; hu: [z, y, x] Hounsfield units on its grid; wanted: bool [z, y, x], None for all voxels; longest: side
+    of a box that holds all of these, where it is known to be less than the scan's: fewer sizes of rectangles are compiled then;
     stored: kind of the feature vectors that wait for the main head ("float16" as in Zhai 2022's code); ancestor: as Lessmann 2018 reads
     scans, by the mean of the main head's and the auxiliary heads' average probabilities, without single voxels at 130 HU or more.
     Traced arrays make it a part of the caller's program; with others it runs in steps and shows its progress after some seconds.
@@ -44,11 +45,12 @@ def predict(model, params, hu, wanted=None, *, slab: int = 1, stored: str = "flo
     wanted = jnp.ones(hu.shape, bool) if wanted is None else jnp.asarray(wanted, bool)
     traced = is_traced(params, hu, wanted)
     capacity, packed = _capacity(model, hu.shape), rectangles.pack(wanted)
+    longest = min(longest or max(hu.shape), max(hu.shape))
 
     def one(number, found):
         chunk = rectangles.chunk_of(packed, number, capacity)
-        work = rectangles.survey(model, chunk, hu.shape)
-        look = functools.partial(_look, model, slab, params, hu, chunk, work)
+        work = rectangles.survey(model, chunk, hu.shape, longest)
+        look = functools.partial(_look, model, slab, longest, params, hu, chunk, work)
         kind = {"traced": traced, "every": STEP, "unit": "plane", "title": "detect"}
         rows = steps.advance(look, work.bounds[-1], _no_rows(model, capacity, stored), **kind)
         return _classify(model, ancestor, params, rows, chunk, found)
@@ -77,8 +79,8 @@ def _capacity(model, shape):
     return -(-min(allowed, int(np.prod(shape))) // BLOCK) * BLOCK
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=8)
-def _look(model, slab, params, hu, chunk, work, first, last, rows):
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=9)
+def _look(model, slab, longest, params, hu, chunk, work, first, last, rows):
     """Feature vectors of rectangles first..last - 1, written to the `rows` [orientations * capacity, width] of wanted voxels."""
     weights = _weights(model, params)
     at_once = PLANES_AT_ONCE.get(jax.default_backend(), 16)
@@ -92,7 +94,7 @@ def _look(model, slab, params, hu, chunk, work, first, last, rows):
 
         def some(i, rows):
             item = jnp.minimum(start + i * at_once + jnp.arange(at_once), stop - 1)
-            cut = functools.partial(rectangles.cut, outer, chunk, kind, form[:2], margin(model.dilations), slab)
+            cut = functools.partial(rectangles.cut, outer, chunk, kind, form[:2], margin(model.dilations), slab, model.planes)
             planes, rank = jax.vmap(cut)(work.position[item], work.row[item], work.column[item])
             features, rank = (_singly if form.most else _wholly)(model, own, normalise(planes), rank, form)
             return rows.at[jnp.where(rank == NONE, rows.shape[0], kind % 3 * capacity + rank)].set(features.astype(rows.dtype), mode="drop")
@@ -100,7 +102,7 @@ def _look(model, slab, params, hu, chunk, work, first, last, rows):
         return lax.fori_loop(0, -(-(stop - start) // at_once), some, rows)
 
     # A loop per form: inside a conditional the rows would be copied for every rectangle.
-    for index, form in enumerate(rectangles.forms(model, hu.shape)):
+    for index, form in enumerate(rectangles.forms(model, longest)):
         rows = lax.fori_loop(index * KINDS, (index + 1) * KINDS, functools.partial(one_kind, form=form), rows)
     return rows
 

@@ -77,51 +77,54 @@ def chunk_of(packed, number, capacity) -> Wanted:
     return Wanted(words, before, jnp.where(inside, before + runs.popcount(words), 0).max())
 
 
-def sizes(shape):
-    """Sides (height <= width) that rectangles in planes of a volume of this shape are rounded up to, by ascending cost."""
-    halo, longest = 98, max(shape)  # what the layers of the published network read around a rectangle, on average
+def sizes(longest):
+    """Sides (height <= width) that rectangles of up to `longest` pixels are rounded up to, by ascending cost."""
+    halo = 98  # what the layers of the published network read around a rectangle, on average
     least = min(LEAST_SIDE, longest)
     steps = max(1, int(np.ceil(np.log((longest + halo) / (least + halo)) / np.log(GROWTH))))
     even = (least + halo) * ((longest + halo) / (least + halo)) ** (np.arange(1, steps + 1) / steps) - halo
     ladder = sorted({least, *(min(longest, -(-int(side) // 8) * 8) for side in even)} | {longest})
-    # Very long ones are rare and take the size of less long ones.
-    pairs = [(a, b) for j, b in enumerate(ladder) for a in ladder[max(0, j - 2) : j + 1]]
+    # Long ones are rare and take the size of less long ones.
+    pairs = [(a, b) for j, b in enumerate(ladder) for a in ladder[max(0, j - 1) : j + 1]]
     return sorted(pairs, key=lambda side: (side[0] + halo) * (side[1] + halo))
 
 
-def forms(model, shape) -> list[Form]:
-    """How rectangles in a volume of this shape are computed: all forms for few voxels, then as many of the same sizes for many."""
-    wholes = [Form(*side, 0) for side in sizes(shape)]
-    start, cost = doubling(model.dilations), SINGLE_COST.get(jax.default_backend())
-    if start == len(model.dilations) or cost is None:
+def forms(model, longest) -> list[Form]:
+    """How rectangles of up to `longest` pixels are computed: squares for few voxels, whose first layers cost little, then all sizes for
+    many."""
+    wholes = [Form(*side, 0) for side in sizes(longest)]
+    start, single = doubling(model.dilations), _single(model)
+    if start == len(model.dilations) or single is None:
         return wholes
-
-    halos = 2 * (margin(model.dilations) - np.cumsum(model.dilations))[start:]  # around what each of the last layers gives
-    single = cost * middle_pixels(model.dilations)
-
-    def most(form):
-        return int(((form.height + halos) * (form.width + halos)).sum() / single)
-
-    return [form._replace(most=max(1, most(form))) for form in wholes] + wholes
+    squares = (form for form in wholes if form.height == form.width)
+    return [form._replace(most=max(1, int(_layers(model, form)[start:].sum() / single))) for form in squares] + wholes
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def survey(model, chunk, shape) -> Work:
-    """The rectangles around what is wanted of a volume of this shape."""
+def _single(model):
+    """What a voxel costs one by one, in pixels of a layer, behind the first layers; None where it was not measured."""
+    cost = SINGLE_COST.get(jax.default_backend())
+    return cost and cost * middle_pixels(model.dilations)
+
+
+def _layers(model, form):
+    """Pixels that each layer computes for all of a rectangle."""
+    halos = 2 * (margin(model.dilations) - np.cumsum(model.dilations))
+    return (form.height + halos) * (form.width + halos)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2, 3))
+def survey(model, chunk, shape, longest) -> Work:
+    """The rectangles around what is wanted of a volume of this shape, none of which has a side of more than `longest`."""
     zy = (chunk.words != 0).any(2)
     zx, yx = (runs.unpack(lax.reduce(chunk.words, np.uint32(0), lax.bitwise_or, (dim,)), shape[2]) for dim in (1, 0))
     of_words = runs.popcount(chunk.words)
     voxels = of_words.sum((1, 2)), of_words.sum((0, 2)), runs.unpack(chunk.words, shape[2]).sum((0, 1))
-    all_forms = forms(model, shape)
-    sides = np.array(all_forms)[-len(sizes(shape)) :, :2]
-    most = jnp.array([form.most for form in all_forms[: len(sides)]])
+    all_forms = forms(model, longest)
     fields = []
     for orientation, (rows, columns) in enumerate([(zy, zx), (zy.T, yx), (zx.T, yx.T)][: model.planes]):
         (row, height), (column, width) = _span(rows), _span(columns)
         turned = height > width
-        low, high = jnp.minimum(height, width), jnp.maximum(height, width)
-        size = ((low[:, None] <= sides[:, 0]) & (high[:, None] <= sides[:, 1])).argmax(1)
-        form = jnp.where(voxels[orientation] <= most[size], size, len(all_forms) - len(sides) + size)
+        form = _cheapest(model, all_forms, jnp.minimum(height, width), jnp.maximum(height, width), voxels[orientation])
         kind = jnp.where(height > 0, form * KINDS + turned * 3 + orientation, len(all_forms) * KINDS)
         start = jnp.where(turned, column, row), jnp.where(turned, row, column)
         fields.append((kind, jnp.arange(len(row)), *start))
@@ -131,16 +134,26 @@ def survey(model, chunk, shape) -> Work:
     return Work(*(place[order] for place in places), bounds)
 
 
+def _cheapest(model, all_forms, low, high, voxels):
+    """Index of the form in which each rectangle (shorter and longer side, wanted voxels) costs least."""
+    start, single = doubling(model.dilations), _single(model)
+    heights, widths, most = np.array(all_forms).T
+    pixels = np.array([(_layers(model, form)[:start] if form.most else _layers(model, form)).sum() for form in all_forms], np.float32)
+    cost = pixels + (most > 0) * np.float32(single or 0) * voxels[:, None]
+    fits = (low[:, None] <= heights) & (high[:, None] <= widths) & ((most == 0) | (voxels[:, None] <= most))
+    return jnp.where(fits, cost, np.inf).argmin(1)
+
+
 def _span(hits):
     """First hit and distance to the end of the last one in each row of bools [n, m]; 0 and 0 where there is none."""
     first, beyond = hits.argmax(1), hits.shape[1] - hits[:, ::-1].argmax(1)
     return first, jnp.where(hits.any(1), beyond - first, 0)
 
 
-def cut(outer, chunk, kind, size, m, slab, position, row, column):
+def cut(outer, chunk, kind, size, m, slab, planes, position, row, column):
     """(HU [h + 2m, w + 2m, slab], rank of each pixel [h, w] among the chunk's voxels or NONE) of one rectangle.
 
-    outer: the volume with slab // 2 voxels of air around it.
+    outer: the volume with slab // 2 voxels of air around it. planes: how many orientations there are.
     """
     half = slab // 2
     longest = max(outer.shape) - 2 * half
@@ -154,7 +167,7 @@ def cut(outer, chunk, kind, size, m, slab, position, row, column):
         plane = jnp.pad(plane, [(m, m + more[0]), (m, m + more[1]), (0, 0)], constant_values=AIR_HU)
         return plane, jnp.pad(rank, [(0, more[0]), (0, more[1])], constant_values=NONE)
 
-    plane, rank = lax.switch(kind % 3, [functools.partial(of, orientation) for orientation in range(3)])
+    plane, rank = lax.switch(kind % 3, [functools.partial(of, orientation) for orientation in range(planes)])
     plane, rank = jnp.where(kind < 3, plane, plane.swapaxes(0, 1)), jnp.where(kind < 3, rank, rank.T)
     plane = lax.dynamic_slice(plane, (row, column, 0), (height + 2 * m, width + 2 * m, slab))
     return plane, lax.dynamic_slice(rank, (row, column), (height, width))

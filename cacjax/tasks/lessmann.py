@@ -49,8 +49,8 @@ def answers(config, params_of) -> dict:
     that runs of one network share their programs, however they were trained."""
     look = functools.partial(planes.predict, network(config), **reading(config))
 
-    def predict(state, hu, wanted=None):
-        return look(params_of(state), hu, wanted)
+    def predict(state, hu, wanted=None, **how):
+        return look(params_of(state), hu, wanted, **how)
 
     settings = {"model": config.model.to_dict(), "scoring": config.scoring.to_dict(), "grid": config.data.grid.to_dict()}
     decided_by = json.dumps(settings, sort_keys=True, default=repr)

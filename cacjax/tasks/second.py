@@ -38,10 +38,10 @@ def make(config) -> Task:
         loss = losses.cross_entropy(logits, calcium)
         return loss, ({"loss": loss, "accuracy": (logits.argmax(-1) == calcium).mean()}, changed["batch_stats"])
 
-    def predict(state, hu, wanted=None):
+    def predict(state, hu, wanted=None, **how):
         """Classes of the first stage where the second sees calcium. P(CAC) is the product of both stages', with one half where the
         second was not asked: what the first calls background keeps its order, and stands behind what both are sure of."""
-        label, probability = first.predict(state.stages["first"], hu, wanted)
+        label, probability = first.predict(state.stages["first"], hu, wanted, **how)
         net = state.nets["second"]
         calcium = patches.probability(model, {"params": net.params, "batch_stats": net.stats}, hu, label > 0, field)
         return jnp.where(calcium > patches.UNDECIDED, label, 0).astype(label.dtype), probability * calcium

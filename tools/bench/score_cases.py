@@ -144,8 +144,8 @@ def share(model, shape):
 
 def rectangles_of(model, wanted):
     """Pairs (form, (orientation, position, row, column, height, width)) of every rectangle that ours computes, turned ones turned back."""
-    work, out = jax.device_get(rectangles.survey(model, rectangles.pack(wanted), wanted.shape)), []
-    every = [(form, kind) for form in rectangles.forms(model, wanted.shape) for kind in range(rectangles.KINDS)]
+    work, out = jax.device_get(rectangles.survey(model, rectangles.pack(wanted), wanted.shape, max(wanted.shape))), []
+    every = [(form, kind) for form in rectangles.forms(model, max(wanted.shape)) for kind in range(rectangles.KINDS)]
     for (form, kind), start, stop in zip(every, work.bounds[:-1], work.bounds[1:], strict=True):
         for i in range(start, stop):
             place = work.row[i], work.column[i], form.height, form.width
