@@ -114,7 +114,7 @@ def stand_in(predict, spacing_mm, **scoring):
     config = ConfigDict({"task": "lessmann", "data": {"grid": {"kind": "spline", "spacing_mm": spacing_mm}}})
     config.scoring = lessmann.get_config().scoring.copy_and_resolve_references().unlock()
     config.scoring.update(scoring)
-    detector = candidates.detector(config, lambda state, hu, wanted: predict(hu, wanted))
+    detector = candidates.detector(config, lambda state, hu, wanted, **_: predict(hu, wanted))
     return Run(config, Task(None, None, None, detector=detector), ())
 
 

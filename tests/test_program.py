@@ -44,15 +44,15 @@ def state():
     return jax.jit(MODEL.init)(jax.random.key(3), jnp.zeros((1, 3, 7, 7, 1)))
 
 
-def predict(params, hu, wanted):
-    return planes.predict(MODEL, params, hu, wanted)
+def predict(params, hu, wanted, **how):
+    return planes.predict(MODEL, params, hu, wanted, **how)
 
 
 @functools.cache
 def detector(fp_reduction="paper", classify="all", network_mm=NETWORK_MM):
     """One object for each choice: another one is another program."""
     scoring = {"fp_reduction": fp_reduction, "in_heart": 0.5, "classify": classify, "view": "none", "heart_dilation_mm": DILATION_MM}
-    return candidates.detector(ConfigDict({"scoring": scoring, "data": {"grid": {"spacing_mm": network_mm}}}), predict)
+    return candidates.detector(ConfigDict({"scoring": scoring, "data": {"grid": {"spacing_mm": network_mm}}}), predict, planes.halo(MODEL, 1))
 
 
 def make(hu, heart, spacing_mm, *, threshold_hu=200.0, named_rules=(("default", RULE),), finder=None, **options):
@@ -149,6 +149,22 @@ def test_equals_full_evaluation_step_by_step(state, seed, with_heart, fp_reducti
             mine = np.asarray(getattr(tables.lesions, name))[number - 1, : int(n)]
             np.testing.assert_allclose(mine, theirs, rtol=1e-6, err_msg=name)
         assert int(tables.lesions.n[number - 1]) == int(n)
+
+
+@pytest.mark.parametrize("corner", [(8, 10), (95, 105), (50, 0)])
+def test_the_network_sees_the_heart_and_what_it_reads_around(state, monkeypatch, corner):
+    """A quarter of the scan, and the same answer, also at the scan's ends."""
+    hu, _, spacing_mm = scan(4, shape=(7, 120, 150))
+    heart = np.zeros(hu.shape, bool)
+    heart[1:-1, corner[0] : corner[0] + 22, corner[1] : corner[1] + 40] = True
+    mask, detected = by_hand(state, hu, heart, spacing_mm)
+    assert mask.any()
+    monkeypatch.setattr(grids, "BOX_SIDES", (8, 32, 48))
+    find, case, reading, how = make(hu, heart, spacing_mm)
+    assert how.plan.network == (32, 64, 64) and how.plan.longest == 48
+    finding, _ = compute(state, find, case, reading, how)
+    np.testing.assert_array_equal(cut(finding.before, hu), detected)
+    np.testing.assert_array_equal(cut(finding.label, hu), mask)
 
 
 def test_padding_changes_nothing(state, monkeypatch):

@@ -19,7 +19,6 @@ FP_REDUCTION = ("paper", "authors_code", "lessmann", "none")
 CHOICES = {"classify": CLASSIFY, "fp_reduction": FP_REDUCTION, "view": view.NAMES}
 MARGIN_MM = 5.0  # around the heart's box, where the detector still looks
 BALL_STEP = 8
-HEART = 288  # voxels of a network's grid that the longest side of a heart's box is rounded up to a multiple of: 190 mm
 LONG = 2**23  # voxels to look at from which detection on a CPU takes minutes
 NO_VIEW = {"view_not_applied": "the detector saw the scan as it is: its view needs the mean of the aorta, and none was given"}
 
@@ -34,7 +33,7 @@ class Arrays(NamedTuple):
 
 
 class How(NamedTuple):
-    """What makes another program. network: padded shape of the network's grid; longest: side of the box to look at there. reach: of the
+    """What makes another program. network: padded shape of what the network sees; longest: side of the box to look at there. reach: of the
     ball. slab: weights of the contrast-removing view, () for none."""
 
     network: tuple
@@ -46,9 +45,10 @@ class How(NamedTuple):
     slab: tuple
 
 
-def detector(config, predict) -> Detector:
+def detector(config, predict, halo=None) -> Detector:
     """A `Detector` of the classes 1 to 6 upon predict(state, hu, wanted, longest=N) -> (label uint8, P(coronary calcium)), both on the
-    network's grid; all that is wanted lies in a box of which no side is longer than N voxels.
+    network's grid; all that is wanted lies in a box of which no side is longer than N voxels. halo: voxels [3] there around one that its
+    class depends on; None where it is not known.
 
     config.scoring: fp_reduction "paper", "authors_code", "lessmann" or "none"; heart_dilation_mm; classify: "all" voxels from 130 HU up,
     those from the scan "threshold" up, or those that can end in the "mask": the same mask ever faster, but then nothing is known of what
@@ -67,9 +67,9 @@ def detector(config, predict) -> Detector:
             ball, reach = spatial.ball(scoring.heart_dilation_mm, spacing_mm, grids.padded(shape), step=BALL_STEP)
             network = spatial.zoomed_shape(shape, spacing_mm, network_mm)
             box = grids.box_around(heart, network, network_mm, margin_mm=MARGIN_MM)
-        between, network = grids.join(shape, spacing_mm, network_mm, box)
+        around = None if halo is None else np.add(halo, (len(slab) // 2, 0, 0))
+        between, network, longest = grids.join(shape, spacing_mm, network_mm, box, halo=around)
         least_hu = min(CALCIUM_HU, threshold_hu) if scoring.classify == "all" else threshold_hu
-        longest = -(-int((between.box[1] - between.box[0]).max()) // HEART) * HEART if heart is not None else max(network)
         how = How(network, min(longest, max(network)), reach, scoring.fp_reduction, float(scoring.in_heart), scoring.classify, slab)
         long = bool(np.prod(between.box[1] - between.box[0]) > LONG)
         return Plan(Arrays(between, ball, np.float32(least_hu)), how, long, flags=NO_VIEW if slab and aorta_hu is None else {})

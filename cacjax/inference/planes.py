@@ -59,6 +59,12 @@ def predict(model, params, hu, wanted=None, *, longest: int = 0, slab: int = 1, 
     return without_single_voxels(jnp.where(hu >= CALCIUM_HU, label, 0)) if ancestor else label, probability
 
 
+def halo(model, slab: int) -> tuple[int, int, int]:
+    """Voxels around one that its class depends on, along z, y, x."""
+    m = max(margin(model.dilations), slab // 2, 1)
+    return (max(slab // 2, 1) if model.planes == 1 else m), m, m
+
+
 def without_single_voxels(label):
     """The label uint8 [z, y, x] less the voxels that have background on all 26 sides, whatever the classes."""
     around = lax.reduce_window((label > 0).astype(jnp.int32), 0, lax.add, (3, 3, 3), (1, 1, 1), "SAME")

@@ -17,13 +17,14 @@ from cacjax.kernels import cells, slabs, spatial
 KINDS = ("spline", "linear", "cells", "native", "slabs")
 SIDES = (32, 64, 64)  # sides of scans are rounded up to multiples of these
 NETWORK_SIDES = (32, 128, 128)  # and those of a network's own grid: pixels of any size then make few programs
+BOX_SIDES = (64, 288, 288)  # and those of a box around a heart on such a grid: most hearts are less than 190 mm wide
 NO_HU = -32768.0  # of what a scan is padded with: below every threshold
 
 
 class Grids(NamedTuple):
-    """How the scan's grid and the network's lie to each other; plans are None where they are one.
+    """How the scan's grid and the network's, or what the network sees of that, lie to each other; plans are None where they are one.
 
-    network_shape: int32 [3], without padding. box: lowest and highest + 1 voxel of the network's grid to look at, [2, 3].
+    network_shape: int32 [3], without padding. box: lowest and highest + 1 voxel there to look at, [2, 3].
     """
 
     network_shape: Any
@@ -47,17 +48,27 @@ def cut(volume, shape):
     return np.asarray(volume)[tuple(slice(0, n) for n in shape)]
 
 
-def join(shape, spacing_mm, network_mm, box):
-    """(`Grids` of a scan and a network's spline grid, padded shape of the latter). box: of the network's grid, None for all of it."""
+def join(shape, spacing_mm, network_mm, box, *, halo=None):
+    """(`Grids` of a scan and a network's spline grid, padded shape of what the network sees of the latter, longest side of the box there,
+    rounded up).
+
+    box: of the network's grid, None for all of it. halo: voxels that the network reads around it, along each axis: it sees no more than
+    these, and the same of what is in the box; None: it sees everything.
+    """
     network = spatial.zoomed_shape(shape, spacing_mm, network_mm)
-    to_network, to_scan, full = None, None, padded(shape)
-    if network != tuple(shape):
-        full = padded(network, NETWORK_SIDES)
-        there, true_mm = spatial.plan(shape, network, spacing_mm, network_mm, order=3)
-        back, _ = spatial.plan(network, shape, true_mm, spacing_mm, order=0)
-        to_network, to_scan = spatial.lengthen(there, full), spatial.lengthen(back, padded(shape))
-    box = np.array(((0, 0, 0), network) if box is None else box, np.int32)
-    return Grids(np.array(network, np.int32), box, to_network, to_scan), full
+    low, high = np.array(((0, 0, 0), network) if box is None else box, np.int32)
+    sides = np.array(padded(high - low, None if box is None else BOX_SIDES))
+    longest = int(sides.max())
+    if network == tuple(shape):
+        return Grids(np.array(network, np.int32), np.array((low, high)), None, None), padded(shape), longest
+    full, start, stop = padded(network, NETWORK_SIDES), np.zeros(3, np.int32), np.array(network, np.int32)
+    if box is not None and halo is not None:
+        full = tuple(min(n, int(m)) for n, m in zip(full, padded(sides + 2 * np.array(halo), (32, 32, 32))))
+        start, stop = np.maximum(low - halo, 0), np.minimum(high + halo, network)
+    there, true_mm = spatial.plan(shape, network, spacing_mm, network_mm, order=3)
+    back, _ = spatial.plan(network, shape, true_mm, spacing_mm, order=0)
+    to_network, to_scan = spatial.lengthen(spatial.rows(there, start, stop), full), spatial.lengthen(spatial.moved(back, start), padded(shape))
+    return Grids((stop - start).astype(np.int32), np.array((low - start, high - start), np.int32), to_network, to_scan), full, longest
 
 
 def resample(hu, spacing_mm, grid):

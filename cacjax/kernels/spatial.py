@@ -68,6 +68,20 @@ def plan(
     return _plan(positions, shape, order), tuple(float(s) for s in true)
 
 
+def rows(axes: Axes, start: Shape, stop: Shape) -> Axes:
+    """A plan of the part of its results from start to stop - 1 along each axis."""
+
+    def one(axis, first, beyond):
+        return axis._replace(first=axis.first[first:beyond], weight=None if axis.weight is None else axis.weight[first:beyond])
+
+    return tuple(map(one, axes, start, stop))
+
+
+def moved(axes: Axes, start: Shape) -> Axes:
+    """A nearest-neighbour plan for a volume that begins at voxel `start` of the one that it was made for."""
+    return tuple(axis._replace(first=axis.first - first) for axis, first in zip(axes, start, strict=True))
+
+
 def lengthen(axes: Axes, shape: Shape) -> Axes:
     """A plan with `shape` rows, so that grids of like size share one compiled `sample`: what the rows added give means nothing."""
 

@@ -47,14 +47,14 @@ def make(config) -> Task:
 def answers(config, params_of) -> dict:
     """`predict` and `detector` of a Task with a plane network. params_of(state): its parameters, all that a program takes of a State, so
     that runs of one network share their programs, however they were trained."""
-    look = functools.partial(planes.predict, network(config), **reading(config))
+    look, halo = functools.partial(planes.predict, network(config), **reading(config)), planes.halo(network(config), config.model.slab)
 
     def predict(state, hu, wanted=None, **how):
         return look(params_of(state), hu, wanted, **how)
 
     settings = {"model": config.model.to_dict(), "scoring": config.scoring.to_dict(), "grid": config.data.grid.to_dict()}
     decided_by = json.dumps(settings, sort_keys=True, default=repr)
-    return {"predict": predict, "detector": candidates.detector(config, look)._replace(weights=params_of, decided_by=decided_by)}
+    return {"predict": predict, "detector": candidates.detector(config, look, halo)._replace(weights=params_of, decided_by=decided_by)}
 
 
 def cut_of(config):

@@ -7,13 +7,15 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from cacjax.data import detected, sampling
-from cacjax.inference import candidates, patches
+from cacjax.inference import candidates, patches, planes
 from cacjax.kernels import losses
 from cacjax.models.undilated import NORMS, Undilated
 from cacjax.optimise import adam, descend, learning_rate, start
 from cacjax.task import Task, beginning, build
+from cacjax.tasks import lessmann
 
 
 def make(config) -> Task:
@@ -56,7 +58,8 @@ def make(config) -> Task:
         n, m = stream.patch, field.margin
         return sampling.Cut((1, n, n), (0, m, m), sampling.PLANES)
 
-    return Task(init, train_step, cut, predict=predict, detector=candidates.detector(config, predict), prepare=prepare)
+    halo = np.maximum(planes.halo(lessmann.network(config.stages.first), config.stages.first.model.slab), field.margin)
+    return Task(init, train_step, cut, predict=predict, detector=candidates.detector(config, predict, halo), prepare=prepare)
 
 
 def field_of(config) -> patches.Field:
