@@ -25,7 +25,7 @@ from jaxtyping import Bool, Int32, Integer, Shaped, UInt32
 from cacjax.kernels.bits import WORD, bisect, pack, popcount, running_max, select, sum_before, take, unpack, up_to
 from cacjax.kernels.shapes import Shape
 
-BUCKETS = (1 << 12, 1 << 17, 1 << 20)
+BUCKETS = (1 << 14, 1 << 20)
 GROUP, KEPT, _AT_ONCE = 32, 512, 32  # rows kept or left out together; such groups that a sparse mask may fill; packed at once
 _LEAST_CHUNK = 1 << 9
 CHUNK, CACHED = 1 << 18, 1 << 13  # slots: at most in one piece; of them those that stay in the cache of a CPU
