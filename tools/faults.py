@@ -37,6 +37,7 @@ RMSPROP = "test_optimise.py::test_rmsprop_has_torch_semantics"
 THRESHOLD_ALONE = "test_experiments.py::test_a_threshold_alone_by_hand"
 NO_HEART = "test_heart.py::test_what_is_no_heart_is_refused_by_number"
 OUTSIDE = "test_body.py::test_outside_of_the_body_nothing_is_bright"
+SEEN = "test_program.py::test_the_network_sees_the_heart_and_what_it_reads_around"
 AORTA = "test_threshold.py::test_region_in_the_authors_layout"
 
 BY_FILE = {  # (what, old, new, test)
@@ -248,6 +249,18 @@ BY_FILE = {  # (what, old, new, test)
     "cacjax/scoring/body.py": (
         ("body: what hangs on to it is part of it", "THIN_MM = 6.0", "THIN_MM = 1.0", OUTSIDE),
         ("body: lungs at the edge of the field of view are air", "LUNG_HU = -950.0", "LUNG_HU = -500.0", OUTSIDE),
+    ),
+    "cacjax/kernels/grids.py": (
+        ("the network sees nothing beyond the heart's box", "np.minimum(high + halo, network)", "high", SEEN),
+        ("what the network sees begins at the scan's first voxel", "spatial.rows(there, start, stop)", "there", SEEN),
+    ),
+    "cacjax/inference/rectangles.py": (
+        (
+            "rectangles are computed in the smallest form, whether they fit or not",
+            "jnp.where(fits, cost, np.inf)",
+            "cost",
+            "test_planes.py::test_rectangles_hold_what_is_wanted",
+        ),
     ),
     "cacjax/tasks/ensemble.py": (
         (
