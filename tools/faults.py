@@ -259,7 +259,7 @@ BY_FILE = {  # (what, old, new, test)
             "rectangles are computed in the smallest form, whether they fit or not",
             "jnp.where(fits, cost, np.inf)",
             "cost",
-            "test_planes.py::test_rectangles_hold_what_is_wanted",
+            "test_planes.py::test_chunks_and_sizes_change_nothing",
         ),
     ),
     "cacjax/tasks/ensemble.py": (
