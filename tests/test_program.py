@@ -52,7 +52,9 @@ def predict(params, hu, wanted, **how):
 def detector(fp_reduction="paper", classify="all", network_mm=NETWORK_MM):
     """One object for each choice: another one is another program."""
     scoring = {"fp_reduction": fp_reduction, "in_heart": 0.5, "classify": classify, "view": "none", "heart_dilation_mm": DILATION_MM}
-    return candidates.detector(ConfigDict({"scoring": scoring, "data": {"grid": {"spacing_mm": network_mm}}}), predict, planes.halo(MODEL, 1))
+    return candidates.detector(
+        ConfigDict({"scoring": scoring, "data": {"grid": {"spacing_mm": network_mm}}}), predict, planes.halo(MODEL, 1)
+    )
 
 
 def make(hu, heart, spacing_mm, *, threshold_hu=200.0, named_rules=(("default", RULE),), finder=None, **options):
