@@ -67,10 +67,8 @@ def join(shape, spacing_mm, network_mm, box, *, halo=None):
         start, stop = np.maximum(low - halo, 0), np.minimum(high + halo, network)
     there, true_mm = spatial.plan(shape, network, spacing_mm, network_mm, order=3)
     back, _ = spatial.plan(network, shape, true_mm, spacing_mm, order=0)
-    to_network, to_scan = (
-        spatial.lengthen(spatial.rows(there, start, stop), full),
-        spatial.lengthen(spatial.moved(back, start), padded(shape)),
-    )
+    to_network = spatial.lengthen(spatial.rows(there, start, stop), full)
+    to_scan = spatial.lengthen(spatial.moved(back, start), padded(shape))
     return Grids((stop - start).astype(np.int32), np.array((low - start, high - start), np.int32), to_network, to_scan), full, longest
 
 
