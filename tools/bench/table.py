@@ -131,7 +131,7 @@ def pages(results) -> dict:
     speed += section("cacnet_cpu.json", race, words.CACNET_RACE)
     speed += section("cyclegan_cpu.json", race, words.CYCLEGAN_RACE)
     table1, cells = (results[f"ensemble_{name}.json"] for name in ("table1", "cells"))
-    bright = results["ensemble_j1.json"]
+    bright = results["ensemble_bright.json"]
     ensembles = [words.ENSEMBLE.format(experiment_source(table1)), experiment_table(ensemble_table, table1)]
     ensembles += [words.ENSEMBLE_BRIGHT.format(experiment_source(bright)), experiment_table(ensemble_table, bright), words.ENSEMBLE_CELLS]
     ensembles += [experiment_source(cells) + "\n", experiment_table(cells_table, cells)]
