@@ -5,9 +5,9 @@ Command:   python -m cacjax.train --config ensemble.py --workdir runs/ensemble
            python -m cacjax.experiments ensemble-table1 --size small --out runs/table1      Table 1, three training sets
 Published: category accuracy .857, C-index .951 on 98 gated scans, categories in equal parts (their data are not public)
 Measured:  `ensemble-table1 --size small --only j1 ad` (2026-12-01, seed 0, 100 phantoms), accuracy and C-index of the ensemble: J1 .82,
-           .941, J1 + J2 + AD in as many steps .77, .932 (nothing but 130 HU in the true pericardium .55, .793); with 500 steps and the same weight for every cell, on other phantoms,
-           J1 .81, .933; J1 + J2 .78, .927; J1 + J2 + AD .80, .935: tools/results/ensemble.md. A step of `small` takes 2.1 s of one CPU core
-           of 90 GFLOP/s. The published size was not trained
+           .941, J1 + J2 + AD in as many steps .77, .932 (nothing but 130 HU in the true pericardium .55, .793); with 500 steps and the
+           same weight for every cell, on other phantoms, J1 .81, .933; J1 + J2 .78, .927; J1 + J2 + AD .80, .935:
+           tools/results/ensemble.md. A step of `small` takes 2.1 s of one CPU core of 90 GFLOP/s. The published size was not trained
 Variants:  ensemble.py:j1, :j2       trained on J1 (80 scans) or J1 + J2 (402) in place of J1 + J2 + AD (763)
            ensemble.py:small         width 8, scans of 144 mm about the heart; also small,j1 and small,j2
            ensemble.py:tiny          width 4, 80 scans of 120 mm, one at a time: minutes on a laptop

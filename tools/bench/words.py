@@ -125,7 +125,7 @@ weighs cells of 107 HU and more fifty times the others, calcified ones ten times
 100 GFLOP/s a core, other work on the second, for a training of five members; for AD 30 more to make 783 phantoms. J1 was trained without
 the sets J2 and AD, from which it takes nothing). On held-out scans of the phantom of now, on which the controls are lower, all figures of J1
 are a little higher than above, by less than their intervals; the C-index is that published for J1 (.939). Ten times the scans, in as many
-steps, give no more: a thousand steps of two are 25 epochs of J1 and 2.6 of the largest set, which the paper surely trained for longer.
+steps, give no more: a thousand steps of two are 25 epochs of J1 and 2.6 of the largest set.
 Still most scans that are far off have calcium of the aortic or the mitral valve that is called coronary: cells of 3 mm about a heart of
 144 mm do not show five networks of this width where it lies.
 {}
