@@ -95,7 +95,8 @@ def test_cacnet():
 
 
 def test_ensemble():
-    ours, whole = row("ensemble_bright", trained_on="J1", networks="ensemble"), row("ensemble_table1", trained_on="J1 + J2 + AD", networks="ensemble")
+    ours = row("ensemble_bright", trained_on="J1", networks="ensemble")
+    whole = row("ensemble_table1", trained_on="J1 + J2 + AD", networks="ensemble")
     said = cells("five-U-Net ensemble")
     assert said[3] == f"category accuracy {short(whole['published_accuracy'], 3)}, C-index {short(whole['published_c_index'], 3)}"
     assert said[4].startswith(f"{short(ours['accuracy'])}, {short(ours['c_index'], 3)} at size `small`")

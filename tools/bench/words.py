@@ -122,10 +122,10 @@ ENSEMBLE_BRIGHT = """
 Above, by the `small` of before: 500 steps, the cross-entropy of every cell. Since only what reaches 130 HU in the scan counts, `small` now
 weighs cells of 107 HU and more fifty times the others, calcified ones ten times these, and takes 1,000 steps:
 `python -m cacjax.experiments ensemble-table1 --size small --only j1 ad --out DIR` (35 to 45 minutes of one core of 2, AMD EPYC, 90 to
-100 GFLOP/s a core, other work on the second, for a training of five members; for AD 30 more to make 783 phantoms. J1 was trained without
-the sets J2 and AD, from which it takes nothing). On held-out scans of the phantom of now, on which the controls are lower, all figures of J1
-are a little higher than above, by less than their intervals; the C-index is that published for J1 (.939). Ten times the scans, in as many
-steps, give no more: a thousand steps of two are 25 epochs of J1 and 2.6 of the largest set.
+100 GFLOP/s a core, other work on the second, for a training of five members; for AD 30 more to make 783 phantoms. J1 was trained
+without the sets J2 and AD, from which it takes nothing). On held-out scans of the phantom of now, on which the controls are lower, all
+figures of J1 are a little higher than above, by less than their intervals; the C-index is that published for J1 (.939). Ten times the
+scans, in as many steps, give no more: a thousand steps of two are 25 epochs of J1 and 2.6 of the largest set.
 Still most scans that are far off have calcium of the aortic or the mitral valve that is called coronary: cells of 3 mm about a heart of
 144 mm do not show five networks of this width where it lies.
 {}
