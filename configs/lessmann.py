@@ -83,7 +83,7 @@ def get_config(variant: str = "") -> ConfigDict:
         count = config.data.splits.source_train.count
         config.data.splits = ConfigDict({"source_train": phantom_data.split("rtp", count, calcified=0.8)})
     if "scenes" in words:
-        config.data.splits = ConfigDict({"source_train": phantom_data.split(",".join(SCENES), 360, calcified=0.75)})
+        config.data.splits = ConfigDict({"source_train": phantom_data.split(",".join(SCENES), 120, calcified=0.75)})
     config.streams = ConfigDict()
     config.streams.source = ConfigDict()
     config.streams.source.split = "source_train"
