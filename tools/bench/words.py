@@ -90,11 +90,11 @@ patches lie about calcium of valves and aorta, a quarter about what passes the s
 with a tenth of its patches about calcium of any kind: on 15 of the gated scans its kappa was .76 and its false positives 43 mm³, most of
 them calcium of the aortic valve and the aorta called coronary; the same 15 now give .90 and 24. Those 15 scans were looked at before it
 was changed; the others of the 40 were not. Three times the scans (360 for 120, as many steps) teach it nothing: 34 of the 40 gated scans
-are in their category by both, 29 of the chest scans where these are 32. Calcium of the LCX is often called LAD, which the sum does not feel. On CCTA nothing is better (kappa .07 before, false positives 132 mm³): the lumen of coronary
-arteries that is brighter than the aorta, streams and leads pass for calcium, and calcium is missed; its scores do not follow the true
-ones. All of it is of phantoms of the kinds that the networks learned from: nothing here says how they do on patients. Five single slices
-of patients, each repeated to a slab of 48 mm, were refused as `no_heart` by the same heart network, and so is the scan of a calcium
-phantom without chambers.
+are in their category by both, 29 of the chest scans where these are 32. Calcium of the LCX is often called LAD, which the sum does not
+feel. On CCTA nothing is better (kappa .07 before, false positives 132 mm³): the lumen of coronary arteries that is brighter than the
+aorta, streams and leads pass for calcium, and calcium is missed; its scores do not follow the true ones. All of it is of phantoms of the
+kinds that the networks learned from: nothing here says how they do on patients. Five single slices of patients, each repeated to a slab
+of 48 mm, were refused as `no_heart` by the same heart network, and so is the scan of a calcium phantom without chambers.
 {}
 
 """
@@ -217,10 +217,10 @@ differs more from seed to seed than any adaptation makes of it. The critic alway
 that not the shift between scans limits all rows. Neither what the network sees around nor the number of scans does alone: trained on
 labelled CCTA as the oracle (`cacjax.train --config lessmann.py:tiny --config.data.splits.source_train.protocol=ccta`, one seed, 24 other
 CCTA), a network has a pooled F1 of .63 as it is; of .51 with dilations to 32, which see 43 mm where it sees 21; of .57 with these, twice
-the steps and the shipped detector's strata; of .55 with four times the scans and twice the steps, when it finds .99 of the calcium at 121 mm³.
-The worst of its scans, and of the adapted network's (`outliers_full.png`), show what passes for calcium: stents, streams of contrast medium
-in the right ventricle and atrium, and coronary lumen that is brighter than the aorta; some of what is missed was found and called calcium
-of a valve or the aorta. Without L_cls the critic alone spoils the network. One setting was measured, where three were to be.
+the steps and the shipped detector's strata; of .55 with four times the scans and twice the steps, when it finds .99 of the calcium at 121
+mm³. The worst of its scans, and of the adapted network's (`outliers_full.png`), show what passes for calcium: stents, streams of contrast
+medium in the right ventricle and atrium, and coronary lumen that is brighter than the aorta; some of what is missed was found and called
+calcium of a valve or the aorta. Without L_cls the critic alone spoils the network. One setting was measured, where three were to be.
 {}
 """
 UDA = """
