@@ -32,8 +32,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 CAPTION = """## Programs
 
 Lines of StableHLO, CPU time of tracing, of compiling and of a call once compiled, on a phantom CCTA; in brackets the version before
-components were shared, branches and forms of rectangles fewer, and the network saw no more than the heart's box and what it reads around,
-both sides in turn (`tools/bench/compile_cases.py`), other work on the second core.
+components were shared and branches fewer, both sides in turn (`tools/bench/compile_cases.py`), other work on the second core.
 """
 SHOWN = ("program", "shape", "lines", "tracing, CPU s", "compiling, CPU s", "a call, CPU ms")
 FORMS = {"lines": "{:.0f}", "trace_s": "{:.2f}", "compile_s": "{:.1f}", "warm_ms": "{:.1f}"}
