@@ -9,6 +9,8 @@ The scan is a phantom CCTA with its heart and its scan threshold; weights are ra
                   CPU seconds, no cache: from Python to StableHLO, and from there to a program
   warm_ms         CPU milliseconds of a call, median of the rounds
   before_...      the same of the version in the folder --against; its calls and ours take turns, each in a process of its own
+
+Each version makes the phantom by its own code: against one whose phantoms were others, warm_ms compares calls on two scans.
 """
 
 import functools
