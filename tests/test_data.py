@@ -255,6 +255,23 @@ def test_samples_come_from_the_scans_in_memory(sources):
         assert set(np.unique(batch["s"]["hu"]) - 400) == set(sampler.in_memory(step))
 
 
+def test_slices_of_the_scans_in_memory_are_looked_up_once(sources, monkeypatch):
+    spec = StreamSpec(("source",), POINT, (("calcium_in_slice", 0.5), ("bright_in_slice", 0.5)), bins=3)
+    sampler = data.Sampler(spec, (8,), scans.ScanCache(sources, 9), seed=3)
+    everything = [sampler._scan(i) for i in range(7)]
+    for index in range(40):  # the same samples as drawn from all scans each time
+        rng, sample = np.random.default_rng(index), sampler(index, np.random.default_rng(index))
+        stratum = sampling.stratum_of((index % 8 + rng.random()) / 8, spec.strata)
+        scan, point = sampling.point_in_slices(stratum, everything, rng, sampler._bin(index // 8, index % 8))
+        cut = sampling.cut_sample(scan, point, spec)
+        assert all(np.array_equal(sample[part], cut[part]) for part in cut)
+    asked = []
+    monkeypatch.setattr(sampling, "slices_of", lambda *given: asked.append(given))
+    for index in range(40):
+        sampler(index, np.random.default_rng(index))
+    assert not asked
+
+
 def test_a_stratum_missing_in_memory_is_drawn_from_the_other_scans():
     mixed = {"all": [record(i, calcium=i == 5) for i in range(6)]}
     spec = StreamSpec(("all",), POINT, (("calcium_in_slice", 0.5), ("coronary", 0.5)), scans_in_memory=1)

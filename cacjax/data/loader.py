@@ -20,6 +20,7 @@ from cacjax.data.augment import AUGMENTATIONS
 from cacjax.data.sampling import StreamSpec
 
 STEPS = 2**31  # nominal length of a stream; indices are computed, nothing is allocated
+KEPT = 128  # answers to which slices of the scans in memory a stratum draws from: one a stratum and bin
 
 
 class Sampler:
@@ -28,6 +29,11 @@ class Sampler:
     def __init__(self, spec: StreamSpec, count: tuple[int, ...], cache: scans.ScanCache, *, seed: int):
         self.spec, self.count, self.cache, self.seed = spec, count, cache, seed
         self.scans = [(split, i) for split in spec.splits for i in range(len(cache.sources[split]))]
+        # To look through hundreds of scans for each sample would take longer than a step.
+        self._slices = functools.lru_cache(KEPT)(self._slices_of)
+
+    def __reduce__(self):
+        return functools.partial(Sampler, seed=self.seed), (self.spec, self.count, self.cache)  # to a worker process
 
     def __call__(self, index: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         """Draw stratum, voxel and cut of sample `index`; its place in the minibatch decides the stratum and the bin."""
@@ -51,11 +57,14 @@ class Sampler:
 
     def _point(self, stratum: str, step: int, place: int, rng: np.random.Generator):
         """Return (scan, voxel) from the scans in memory, or from any other scan when none of these has a candidate."""
-        if (scan := self._shared(step, place)) and (found := sampling.point_in_slices(stratum, [scan], rng, self._bin(step, place))):
+        draw = functools.partial(sampling.point_in_slices, stratum, rng=rng, place=self._bin(step, place))
+        if (scan := self._shared(step, place)) and (found := draw([scan])):
             return found
-        inside, draw = self.in_memory(step), functools.partial(sampling.point_in_slices, stratum, rng=rng, place=self._bin(step, place))
-        if stratum in sampling.SLICE_STRATA and (found := draw([self._scan(i) for i in inside])):
-            return found
+        inside = self.in_memory(step)
+        if stratum in sampling.SLICE_STRATA and len(slices := self._slices(inside, stratum, self._bin(step, place))):
+            number, z = slices[rng.integers(len(slices))]
+            scan = self._scan(inside[number])
+            return scan, sampling.point_in_slice(stratum, scan, int(z), rng)
         others = sorted(set(range(len(self.scans))) - set(inside))
         for i in [*rng.permutation(inside), *rng.permutation(others)]:
             scan = self._scan(int(i))
@@ -67,6 +76,9 @@ class Sampler:
             if found:
                 return found
         raise ValueError(f"no scan of splits {self.spec.splits} has a voxel for stratum {stratum!r}")
+
+    def _slices_of(self, inside: tuple[int, ...], stratum: str, place: tuple[int, int] | None) -> np.ndarray:
+        return sampling.slices_of(stratum, [self._scan(i) for i in inside], place)
 
     def _shared(self, step: int, place: int) -> scans.IndexedScan | None:
         """Return the scan that both samples of a pair come from, None where they need not."""

@@ -157,11 +157,19 @@ def point_in_scan(stratum: str, scan: IndexedScan, rng: np.random.Generator) -> 
 
 
 def point_in_slices(stratum: str, scans: list[IndexedScan], rng: np.random.Generator, place: tuple[int, int] | None = None):
-    """Draw (scan, voxel): first a slice among those of all scans, then a voxel in it, both uniformly (Zhai 2022); for WHOLE_SLICES the
-    voxel is the middle of the heart in y and x.
+    """Draw (scan, voxel): first a slice among those of all scans, then a voxel in it, both uniformly (Zhai 2022). None if there is none."""
+    slices = slices_of(stratum, scans, place)
+    if not len(slices):
+        return None
+    number, z = slices[rng.integers(len(slices))]
+    return scans[number], point_in_slice(stratum, scans[number], int(z), rng)
+
+
+def slices_of(stratum: str, scans: list[IndexedScan], place: tuple[int, int] | None = None) -> np.ndarray:
+    """Return (number of the scan, z) of the slices of scans that a slice stratum draws from, int [n, 2].
 
     place: (bin, bins), to draw slices from that bin of the heart's extent, or from the nearest that has candidates (both, where two are
-    as near). Slices without a candidate are not drawn at all, which has the distribution of drawing again. None if none is left.
+    as near). Slices without a candidate are not drawn at all, which has the distribution of drawing again.
     """
     candidates = np.concatenate([holding(stratum, scan) for scan in scans])
     if place:
@@ -169,16 +177,19 @@ def point_in_slices(stratum: str, scans: list[IndexedScan], rng: np.random.Gener
         number = np.concatenate([bin_of_slices(scan, bins) for scan in scans])
         away = np.where(candidates & (number >= 0) & (number < bins), abs(number - chosen), bins)
         candidates = (away == away.min()) & (away < bins)
-    if not candidates.any():
-        return None
-    z, scan = _pick_slice(scans, np.flatnonzero(candidates), rng)
+    slices = np.concatenate([np.column_stack([np.full(len(scan.hu), i), np.arange(len(scan.hu))]) for i, scan in enumerate(scans)])
+    return slices[candidates]
+
+
+def point_in_slice(stratum: str, scan: IndexedScan, z: int, rng: np.random.Generator) -> tuple[int, int, int]:
+    """Draw a voxel (z, y, x) of a slice that a slice stratum draws from, uniformly; of WHOLE_SLICES the heart's middle in y and x."""
     if stratum in WHOLE_SLICES:
-        return scan, (z, *scan.centre)
+        return z, *scan.centre
     if stratum == "anywhere_in_slice":
         rows, columns = scan.hu.shape[1:]
-        return scan, (z, int(rng.integers(rows)), int(rng.integers(columns)))
+        return z, int(rng.integers(rows)), int(rng.integers(columns))
     name, _ = IN_SLICE[stratum]
-    return scan, _unravel(scan.voxels[name][rng.integers(*scan.starts[name][z : z + 2])], scan.hu.shape)
+    return _unravel(scan.voxels[name][rng.integers(*scan.starts[name][z : z + 2])], scan.hu.shape)
 
 
 def holding(stratum: str, scan: IndexedScan) -> np.ndarray:
@@ -198,15 +209,6 @@ def bin_of_slices(scan: IndexedScan, bins: int) -> np.ndarray:
     """
     low, high = scan.box[:, 0]
     return (np.arange(len(scan.hu)) - low) * bins // (high - low)
-
-
-def _pick_slice(scans, candidates, rng):
-    z = int(candidates[rng.integers(len(candidates))])
-    for scan in scans:
-        if z < len(scan.hu):
-            return z, scan
-        z -= len(scan.hu)
-    raise AssertionError("a candidate slice lies behind the last scan")
 
 
 def _unravel(flat: int, shape: tuple[int, int, int]) -> tuple[int, int, int]:
