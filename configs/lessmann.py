@@ -73,6 +73,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.scoring.ancestor = "ancestor" in words  # scans are read as by Lessmann 2018, see cacjax.inference.planes
     # How false positives are reduced; or "authors_code", "none", "lessmann" (cacjax.kernels.region_growing).
     config.scoring.fp_reduction = "lessmann" if "ancestor" in words else "paper"
+    config.scoring.least_probability = 0.0  # P(coronary calcium) of which a lesion needs a voxel to count; 0: the class decides
     config.scoring.in_heart = 0.5  # share of a lesion that has to lie in the dilated heart; 0: one voxel (Zhai 2022, section 2.5)
     config.scoring.heart_dilation_mm = 5.0  # a ball of 10 mm diameter (Zhai 2022, section 2.5): the arteries lie on the heart's border
     config.scoring.classify = "all"  # or "threshold", "mask": fewer voxels, the same mask (cacjax.inference.candidates)

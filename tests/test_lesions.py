@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from cacjax.kernels import bits, exact, lesions, neighbours, runs, union_find
+from cacjax.kernels import bits, exact, lesions, neighbours, reduction, runs, union_find
 
 SHAPES = ((3, 40, 40), (4, 1, 33), (1, 1, 1))
 
@@ -315,7 +315,7 @@ def test_grow_takes_the_whole_component_and_its_majority():
     detected[2, 2, 2:5] = [1, 1, 2]
     detected[4, 4, 4] = 3  # below the threshold
     for mode in ("paper", "authors_code"):
-        grown, removed = lesions.grow(detected, hu, 150, None, ONE, mode=mode)
+        grown, removed = reduction.grow(detected, hu, 150, None, ONE, mode=mode)
         expected = np.zeros_like(detected)
         expected[2, 2, 2:10] = 1
         np.testing.assert_array_equal(grown, expected)
@@ -327,8 +327,18 @@ def test_grow_asks_for_a_share_of_a_component(share, kept):
     detected, hu = blank()
     for row, (size, found) in zip((1, 4, 7), ((4, 2), (3, 2), (5, 2))):
         hu[2, row, :size], detected[2, row, :found] = 200, 1
-    grown = np.asarray(lesions.grow(detected, hu, 130, None, ONE, least_share=share)[0])
+    grown = np.asarray(reduction.grow(detected, hu, 130, None, ONE, least_share=share)[0])
     assert [int(grown[2, row].sum()) for row in (1, 4, 7)] == kept and grown.sum() == sum(kept)
+
+
+@pytest.mark.parametrize("mode", ["paper", "authors_code"])
+def test_grow_asks_for_a_sure_voxel(mode):
+    detected, hu = blank()
+    sure = np.zeros(hu.shape, bool)
+    for row, at in ((1, 0), (4, 3), (7, 5)):  # sure at a detected voxel, at another of the lesion, beside it
+        hu[2, row, :4], detected[2, row, :2], sure[2, row, at] = 200, 1, True
+    grown, removed = reduction.grow(detected, hu, 130, None, ONE, mode=mode, sure=sure)
+    assert [int(np.asarray(grown)[2, row].sum()) for row in (1, 4, 7)] == [4, 4, 0] and int(removed.unsure) == 1
 
 
 def test_grow_modes_differ_at_corners_and_at_the_heart():
@@ -337,17 +347,17 @@ def test_grow_modes_differ_at_corners_and_at_the_heart():
     detected[2, 2, 3] = 2
     heart = np.zeros(hu.shape, bool)
     heart[2, 2, 4:] = heart[2, 3] = True
-    paper, _ = lesions.grow(detected, hu, 130, heart, ONE)
-    code, removed = lesions.grow(detected, hu, 130, heart, ONE, mode="authors_code")
+    paper, _ = reduction.grow(detected, hu, 130, heart, ONE)
+    code, removed = reduction.grow(detected, hu, 130, heart, ONE, mode="authors_code")
     assert np.argwhere(np.asarray(paper)).tolist() == [[2, 2, x] for x in range(2, 6)]
     assert np.argwhere(np.asarray(code)).tolist() == [[2, 2, 4], [2, 2, 5], [2, 3, 6], [2, 3, 7], [2, 3, 8]]
     assert int(removed.cut_by_heart) == 2
     heart[2, 2, 4] = False  # one of four voxels is left in it, as of a rib beside it
-    assert not np.asarray(lesions.grow(detected, hu, 130, heart, ONE)[0]).any()
-    published, _ = lesions.grow(detected, hu, 130, heart, ONE, in_heart=0.0)  # the paper drops what lies outside of the heart, not cut
+    assert not np.asarray(reduction.grow(detected, hu, 130, heart, ONE)[0]).any()
+    published, _ = reduction.grow(detected, hu, 130, heart, ONE, in_heart=0.0)  # the paper drops what lies outside of the heart, not cut
     np.testing.assert_array_equal(published, paper)
     heart[2, 2] = False
-    assert not np.asarray(lesions.grow(detected, hu, 130, heart, ONE, in_heart=0.0)[0]).any()
+    assert not np.asarray(reduction.grow(detected, hu, 130, heart, ONE, in_heart=0.0)[0]).any()
 
 
 @pytest.mark.parametrize(("volume", "kept"), [(499, True), (500, True), (501, False)])
@@ -356,7 +366,7 @@ def test_grow_upper_limit_is_inclusive(volume, kept):
     hu[1:3, 1:19] = (np.arange(2 * 18 * 40) < volume).reshape(2, 18, 40) * 200
     detected[1, 1, 0] = 1
     for mode in ("paper", "authors_code"):
-        grown, removed = lesions.grow(detected, hu, 130, None, ONE, mode=mode)
+        grown, removed = reduction.grow(detected, hu, 130, None, ONE, mode=mode)
         assert int((grown > 0).sum()) == volume * kept
         assert int(removed.too_large) == 1 - kept
 
@@ -365,9 +375,9 @@ def test_grow_lower_limits():
     detected, hu = blank()
     hu[1, 1, :1] = hu[3, 1, :2] = hu[5, 1, :3] = 200
     detected[hu > 0] = 1
-    paper = [int((lesions.grow(detected, hu, 130, None, (1.0, 0.5, s))[0] > 0).sum()) for s in (2.0, 1.0, 0.9)]
+    paper = [int((reduction.grow(detected, hu, 130, None, (1.0, 0.5, s))[0] > 0).sum()) for s in (2.0, 1.0, 0.9)]
     assert paper == [6, 5, 3]  # voxels of 1, 0.5 and 0.45 mm3
-    code, removed = lesions.grow(detected, hu, 130, None, ONE, mode="authors_code")
+    code, removed = reduction.grow(detected, hu, 130, None, ONE, mode="authors_code")
     assert int((code > 0).sum()) == 3 and int(removed.specks) == 2
 
 
@@ -377,14 +387,14 @@ def test_grow_steps_can_be_left_out():
     detected[2, 2, 3:5] = [1, 2]
     detected[4, 4, 4] = 3
     heart = np.zeros(hu.shape, bool)
-    np.testing.assert_array_equal(lesions.grow(detected, hu, 130, heart, ONE, steps=())[0], detected)
-    only = lesions.grow(detected, hu, 130, heart, ONE, steps=("threshold",))[0]
+    np.testing.assert_array_equal(reduction.grow(detected, hu, 130, heart, ONE, steps=())[0], detected)
+    only = reduction.grow(detected, hu, 130, heart, ONE, steps=("threshold",))[0]
     np.testing.assert_array_equal(only, detected * (hu > 0))
-    assert int(lesions.grow(detected, hu, 130, heart, ONE, steps=("grow", "heart"))[1].outside_heart) == 1
+    assert int(reduction.grow(detected, hu, 130, heart, ONE, steps=("grow", "heart"))[1].outside_heart) == 1
     with pytest.raises(ValueError, match="steps"):
-        lesions.grow(detected, hu, 130, heart, ONE, steps=("shrink",))
+        reduction.grow(detected, hu, 130, heart, ONE, steps=("shrink",))
     with pytest.raises(ValueError, match="mode"):
-        lesions.grow(detected, hu, 130, heart, ONE, mode="fast")
+        reduction.grow(detected, hu, 130, heart, ONE, mode="fast")
 
 
 def grow_by_hand(detected, hu, threshold, heart, spacing, mode, max_mm3, in_heart):
@@ -421,5 +431,5 @@ def test_grow_random(mode, in_heart, seed, density):
     detected = (rng.integers(1, 4, shape) * (rng.random(shape) < 0.1)).astype(np.uint8)
     heart = np.zeros(shape, bool)
     heart[1:4, 2:7, 10:30] = True
-    grown, _ = lesions.grow(detected, hu, 130.0, heart, spacing, mode=mode, max_mm3=20.0, in_heart=in_heart)
+    grown, _ = reduction.grow(detected, hu, 130.0, heart, spacing, mode=mode, max_mm3=20.0, in_heart=in_heart)
     np.testing.assert_array_equal(grown, grow_by_hand(detected, hu, 130, heart, spacing, mode, 20.0, in_heart))

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from scipy import ndimage
 
 from cacjax.inference import candidates, planes
-from cacjax.kernels import grids, lesions, region_growing, rules, scores, spatial
+from cacjax.kernels import grids, lesions, reduction, region_growing, rules, scores, spatial
 from cacjax.models.dilated import Dilated
 from cacjax.scoring import one_scan, program
 from cacjax.task import Detector, Finding, Plan
@@ -49,9 +49,10 @@ def predict(params, hu, wanted, **how):
 
 
 @functools.cache
-def detector(fp_reduction="paper", classify="all", network_mm=NETWORK_MM):
+def detector(fp_reduction="paper", classify="all", network_mm=NETWORK_MM, least_probability=0.0):
     """One object for each choice: another one is another program."""
     scoring = {"fp_reduction": fp_reduction, "in_heart": 0.5, "classify": classify, "view": "none", "heart_dilation_mm": DILATION_MM}
+    scoring["least_probability"] = least_probability
     return candidates.detector(
         ConfigDict({"scoring": scoring, "data": {"grid": {"spacing_mm": network_mm}}}), predict, planes.halo(MODEL, 1)
     )
@@ -90,7 +91,7 @@ def by_hand(state, hu, heart, spacing_mm, *, threshold_hu=200.0, fp_reduction="p
     if fp_reduction == "lessmann":
         return np.asarray(region_growing.grow(detected, hu, threshold_hu, spacing_mm)[0]), detected
     around = None if heart is None else spatial.dilate(heart, DILATION_MM, spacing_mm)
-    return np.asarray(lesions.grow(detected, hu, threshold_hu, around, spacing_mm, mode=fp_reduction)[0]), detected
+    return np.asarray(reduction.grow(detected, hu, threshold_hu, around, spacing_mm, mode=fp_reduction)[0]), detected
 
 
 def counted(mask, hu, spacing_mm):
@@ -151,6 +152,22 @@ def test_equals_full_evaluation_step_by_step(state, seed, with_heart, fp_reducti
             mine = np.asarray(getattr(tables.lesions, name))[number - 1, : int(n)]
             np.testing.assert_allclose(mine, theirs, rtol=1e-6, err_msg=name)
         assert int(tables.lesions.n[number - 1]) == int(n)
+
+
+def test_lesions_without_a_voxel_that_the_network_is_sure_of_fall(state):
+    hu, heart, spacing_mm = scan(0)
+    everything, _ = compute(state, *make(hu, heart, spacing_mm))
+    mask, probability = cut(everything.label, hu), cut(everything.probability, hu)
+    labels, n = ndimage.label(hu >= 200)
+    peaks = ndimage.maximum(np.where(mask > 0, probability, 0), labels, range(1, n + 1))
+    least = float(np.median(peaks[peaks > 0]))
+    expected = np.where(np.append(False, peaks >= np.float32(least))[labels], mask, 0)
+    assert 0 < (expected > 0).sum() < (mask > 0).sum()
+    for classify in ("all", "threshold", "mask"):
+        found, _ = compute(state, *make(hu, heart, spacing_mm, classify=classify, least_probability=least))
+        np.testing.assert_array_equal(cut(found.label, hu), expected)
+    with pytest.raises(ValueError, match="least_probability needs"):
+        detector(fp_reduction="none", least_probability=0.5)
 
 
 @pytest.mark.parametrize("corner", [(8, 10), (95, 105), (50, 0)])

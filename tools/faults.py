@@ -31,6 +31,7 @@ ON_A_MAP = "test_uda_steps.py::test_a_map_is_supervised_voxel_by_voxel"
 RULES, NOISE = "test_scores.py::test_small_arrays_tell_rules_apart", "test_scores.py::test_rules_on_noise_equal_the_plain_loop"
 BY_HAND = "test_program.py::test_equals_full_evaluation_step_by_step"
 CORNERS, LEAST = (f"test_lesions.py::test_grow_{name}" for name in ("modes_differ_at_corners_and_at_the_heart", "lower_limits"))
+SURE = "test_lesions.py::test_grow_asks_for_a_sure_voxel"
 WHOLE, MOST = (f"test_lesions.py::test_grow_{name}" for name in ("takes_the_whole_component_and_its_majority", "upper_limit_is_inclusive"))
 WEIGHTS, VOLTAGES = "test_scores.py::test_weights", "test_scores.py::test_voltages"
 RMSPROP = "test_optimise.py::test_rmsprop_has_torch_semantics"
@@ -194,7 +195,7 @@ BY_FILE = {  # (what, old, new, test)
             "test_scores.py::test_arteries_are_scored_apart_and_add_up",
         ),
     ),
-    "cacjax/kernels/lesions.py": (
+    "cacjax/kernels/reduction.py": (
         (
             "the modes' neighbours swapped",
             "connectivity=6 if in_paper else 26",
@@ -210,8 +211,9 @@ BY_FILE = {  # (what, old, new, test)
         ),
         ("the upper limit is exclusive", "(size > most)", "(size >= most)", MOST),
         ("the lower limit is rounded down", "least = jnp.ceil(min_mm3", "least = jnp.floor(min_mm3", LEAST),
-        ("a lesion is of the rarest class", "~outside, 1 + jnp.argmax(votes, 0), 0)", "~outside, 1 + jnp.argmin(votes, 0), 0)", WHOLE),
+        ("a lesion is of the rarest class", "left, 1 + jnp.argmax(votes, 0)", "left, 1 + jnp.argmin(votes, 0)", WHOLE),
         ("growing from above the threshold", "above = hu >= threshold_hu", "above = hu > threshold_hu", WHOLE),
+        ("a lesion needs no sure voxel", "large, outside, certain == 0)", "large, outside)", SURE),
         ("specks of two voxels stay", "size[component - 1] > 2", "size[component - 1] > 1", LEAST),
     ),
     "cacjax/inference/candidates.py": (

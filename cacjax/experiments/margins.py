@@ -5,7 +5,7 @@ import numpy as np
 from cacjax.classes import CORONARY
 from cacjax.evaluation import metrics
 from cacjax.files import manifest, scan
-from cacjax.kernels import lesions
+from cacjax.kernels import reduction
 
 
 def measure(folder, margins_hu) -> dict:
@@ -18,7 +18,7 @@ def measure(folder, margins_hu) -> dict:
         spacing_mm = scan.spacing_mm(turned.affine)
         for margin, kept in found.items():
             bright = ((turned.hu >= row.threshold_hu + margin) & heart).astype(np.uint8)
-            mask, _ = lesions.grow(bright, turned.hu, row.threshold_hu, heart, spacing_mm)
+            mask, _ = reduction.grow(bright, turned.hu, row.threshold_hu, heart, spacing_mm)
             kept.append((metrics.count_voxels(np.asarray(mask) > 0, np.isin(real, CORONARY)), float(np.prod(spacing_mm))))
     return {margin: figures(*zip(*kept)) for margin, kept in found.items()}
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from cacjax.classes import CALCIUM_HU, OUTSIDE_HU
-from cacjax.kernels import grids, lesions, region_growing, spatial, view
+from cacjax.kernels import grids, reduction, region_growing, spatial, view
 from cacjax.task import Case, Detector, Finding, Plan
 
 CLASSIFY = ("all", "threshold", "mask")  # voxels >= Arrays.least_hu, those >= Case.threshold_hu, those that can end in the mask
@@ -41,6 +41,7 @@ class How(NamedTuple):
     reach: tuple | None
     fp_reduction: str
     in_heart: float
+    least_probability: float
     classify: str
     slab: tuple
 
@@ -50,7 +51,8 @@ def detector(config, predict, halo=None) -> Detector:
     network's grid; all that is wanted lies in a box of which no side is longer than N voxels. halo: voxels [3] there around one that its
     class depends on; None where it is not known.
 
-    config.scoring: fp_reduction "paper", "authors_code", "lessmann" or "none"; heart_dilation_mm; classify: "all" voxels from 130 HU up,
+    config.scoring: fp_reduction "paper", "authors_code", "lessmann" or "none"; heart_dilation_mm; least_probability: P(coronary calcium) of
+    which a lesion needs a voxel, with the first two; classify: "all" voxels from 130 HU up,
     those from the scan "threshold" up, or those that can end in the "mask": the same mask ever faster, but then nothing is known of what
     was detected before reduction; view: how the detector sees enhanced scans. Raises ValueError for what is none of these.
     """
@@ -58,6 +60,8 @@ def detector(config, predict, halo=None) -> Detector:
     for key, options in CHOICES.items():
         if scoring[key] not in options:
             raise ValueError(f"scoring.{key} must be one of {', '.join(options)}, got {scoring[key]!r}")
+    if scoring.least_probability and scoring.fp_reduction in ("none", "lessmann"):
+        raise ValueError(f"scoring.least_probability needs fp_reduction paper or authors_code, got {scoring.fp_reduction!r}")
     slab = () if scoring.view == "none" else view.slab_weights(network_mm[0])
 
     def plan(shape, spacing_mm, affine, heart, threshold_hu, aorta_hu) -> Plan:
@@ -70,7 +74,8 @@ def detector(config, predict, halo=None) -> Detector:
         around = None if halo is None else np.add(halo, (len(slab) // 2, 0, 0))
         between, network, longest = grids.join(shape, spacing_mm, network_mm, box, halo=around)
         least_hu = min(CALCIUM_HU, threshold_hu) if scoring.classify == "all" else threshold_hu
-        how = How(network, min(longest, max(network)), reach, scoring.fp_reduction, float(scoring.in_heart), scoring.classify, slab)
+        kept = scoring.fp_reduction, float(scoring.in_heart), float(scoring.least_probability)
+        how = How(network, min(longest, max(network)), reach, *kept, scoring.classify, slab)
         long = bool(np.prod(between.box[1] - between.box[0]) > LONG)
         return Plan(Arrays(between, ball, np.float32(least_hu)), how, long, flags=NO_VIEW if slab and aorta_hu is None else {})
 
@@ -104,10 +109,10 @@ def _can_count(case, how, around):
     if how.classify == "threshold" or how.fp_reduction in ("none", "lessmann"):
         return case.hu >= case.threshold_hu
     # Only voxels of lesions that the reduction keeps whatever their class. The authors' code counts votes before it cuts.
-    steps = lesions.STEPS if how.fp_reduction == "paper" else ("threshold", "grow", "size")
+    steps = reduction.STEPS if how.fp_reduction == "paper" else ("threshold", "grow", "size")
     everything = (case.hu >= case.threshold_hu).astype(jnp.uint8)
     options = {"mode": how.fp_reduction, "in_heart": how.in_heart, "steps": steps}
-    return lesions.grow(everything, case.hu, case.threshold_hu, around, case.spacing_mm, **options)[0] > 0
+    return reduction.grow(everything, case.hu, case.threshold_hu, around, case.spacing_mm, **options)[0] > 0
 
 
 def _within(shape, low, high):
@@ -132,8 +137,9 @@ def _conclude(case: Case, how: How, label, probability, around) -> Finding:
     elif how.fp_reduction == "lessmann":
         mask, removed = region_growing.grow(detected, case.hu, case.threshold_hu, case.spacing_mm)
     else:
-        options = {"mode": how.fp_reduction, "in_heart": how.in_heart}
-        mask, removed = lesions.grow(detected, case.hu, case.threshold_hu, around, case.spacing_mm, **options)
+        sure = probability >= how.least_probability if how.least_probability else None
+        options = {"mode": how.fp_reduction, "in_heart": how.in_heart, "sure": sure}
+        mask, removed = reduction.grow(detected, case.hu, case.threshold_hu, around, case.spacing_mm, **options)
         removed = removed._asdict()
     if how.classify != "all":  # what was not even classified is not counted
         return Finding(mask, None, probability=probability)

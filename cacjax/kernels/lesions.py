@@ -1,4 +1,4 @@
-"""Lesions: connected components, their table, and growing with reduction of false positives. Arrays are [z, y, x].
+"""Lesions: connected components and their table. Arrays are [z, y, x].
 
 Everything runs on the device with static shapes. Sums of HU are exact (`exact`); only the last step is float32.
 """
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jaxtyping import Bool, Float32, Int32, UInt8
+from jaxtyping import Bool, Float32, Int32, UInt8, UInt32
 
 from cacjax.classes import ARTERIES
 from cacjax.kernels import bits, groups, neighbours, runs
@@ -18,7 +18,6 @@ from cacjax.kernels.shapes import HU, Labels, Mask, Scalar, Shape, Spacing
 
 N_CLASSES = 1 + len(ARTERIES)  # with background
 CAPACITIES = (512, 4096, 65536, 1 << 20)
-STEPS = ("threshold", "grow", "size", "heart", "specks")
 
 
 class Lesions(NamedTuple):
@@ -43,20 +42,6 @@ class Lesions(NamedTuple):
     touches_border: Bool[Array, " rows"]
     area_mm2: Float32[Array, "rows z"]
     slice_peak_hu: Float32[Array, "rows z"]
-
-
-class Removed(NamedTuple):
-    """What each step of `grow` took away (0 where the step is off).
-
-    below_threshold, cut_by_heart: voxels of the detection; too_small, too_large, outside_heart, specks: components.
-    """
-
-    below_threshold: Int32[Array, ""]
-    too_small: Int32[Array, ""]
-    too_large: Int32[Array, ""]
-    outside_heart: Int32[Array, ""]
-    cut_by_heart: Int32[Array, ""]
-    specks: Int32[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnames=("connectivity", "buckets"))
@@ -162,7 +147,7 @@ def measure(
         length = runs.popcount(ones)
         moments = (length * z, length * y, length * (2 * x + length - 1))
         fields = [length, *digits(hu_sum, 4)] + [part for moment in moments for part in digits(moment, 2)]
-        fields += [] if artery is None else _votes(found.word, ones, artery)
+        fields += [] if artery is None else votes(found.word, ones, artery)
         at = row.astype(jnp.uint32), z.astype(jnp.uint32)
         return (
             groups.at(sums, row).add(jnp.concatenate(fields), mode="promise_in_bounds").reshape(sums.shape),
@@ -176,7 +161,7 @@ def measure(
     return sums[:, :-1].T, tops[:, :-1].T, *(part[:-1] for part in rest)
 
 
-def _votes(at, ones, classes):
+def votes(at: Int32[Array, " runs"], ones: UInt32[Array, " runs"], classes: Labels) -> list:
     """Voxels of classes 1..6 in each run, a list of int32 [capacity]."""
     values, ones = bits.windows(classes, at, ones)
     planes = lax.optimization_barrier([runs.pack((values >> bit) & 1)[:, 0] for bit in range(3)])
@@ -212,109 +197,3 @@ def as_table(n, capacity, measured, spacing_mm, shape):
         area_mm2=areas * (spacing_mm[1] * spacing_mm[2]),
         slice_peak_hu=slice_peaks,
     )
-
-
-def grow(
-    detected: Labels,
-    hu: HU,
-    threshold_hu: Scalar,
-    heart: Mask | None,
-    spacing_mm: Spacing,
-    *,
-    mode: str = "paper",
-    min_mm3: Scalar = 1.0,
-    max_mm3: Scalar = 500.0,
-    least_share: Scalar = 0.0,
-    in_heart: Scalar = 0.5,
-    steps: tuple[str, ...] = STEPS,
-) -> tuple[UInt8[Array, "z y x"], Removed]:
-    """Reduction of false positives (Zhai 2022, section 3.2): (artery-labelled mask, `Removed`).
-
-    detected: classes 0..6. heart: already dilated, or None. Steps can be left out:
-    "threshold" drops detected voxels below the threshold; "grow" takes every component of voxels >= threshold that holds a detected
-    voxel, and of which at least the share `least_share` is detected, and gives it all the class of most of them (without it lesions are
-    components of the detection and keep their classes); "size", "heart", and "specks" depend on the mode.
-    paper: 6-connected; volumes of min_mm3..max_mm3, both inclusive, remain; a lesion remains, uncut, if the share in_heart of it is in the
-    heart (0: one voxel, as the paper reads, which would keep ribs within 5 mm of it).
-    authors_code: 26-connected; more than ceil(max_mm3 / voxel) voxels are removed; voxels outside the heart are cut away; then components
-    of at most 2 voxels ("specks", this mode only) are removed. Raises ValueError on another mode or step.
-    """
-    if mode not in ("paper", "authors_code"):
-        raise ValueError(f"mode must be 'paper' or 'authors_code', got {mode!r}")
-    if set(steps) - set(STEPS):
-        raise ValueError(f"steps must be among {STEPS}, got {tuple(steps)}")
-    on = tuple(s for s in STEPS if s in steps and (s != "heart" or heart is not None))
-    voxel_mm3 = jnp.prod(jnp.asarray(spacing_mm, jnp.float32))
-    least = jnp.ceil(min_mm3 / voxel_mm3 * (1 - 1e-6))  # a part in a million: float32 must not drop a lesion of exactly the limit
-    most = jnp.floor(max_mm3 / voxel_mm3 * (1 + 1e-6)) if mode == "paper" else jnp.ceil(max_mm3 / voxel_mm3 * (1 - 1e-6))
-    heart = None if heart is None else heart.astype(bool)
-    grown, removed = _grow(detected, hu, threshold_hu, heart, least, most, (least_share, in_heart), mode=mode, steps=on)
-    if mode == "authors_code":
-        grown, removed = _cut(grown, heart, removed, steps=on)
-    return grown, removed
-
-
-@functools.partial(jax.jit, static_argnames=("mode", "steps"))
-def _grow(detected, hu, threshold_hu, heart, least, most, shares, *, mode, steps):
-    detected = detected.astype(jnp.uint8)
-    above = hu >= threshold_hu
-    candidates = above if "grow" in steps else (detected > 0) & (above if "threshold" in steps else True)
-    packed, in_paper = runs.find(candidates), mode == "paper"
-
-    def work(found):
-        component, _ = neighbours.components(found, packed, hu.shape, connectivity=6 if in_paper else 26)
-        capacity = component.shape[0]
-
-        def tally(sums, row, *run):
-            part = runs.Runs(*run)
-            ones = runs.bits(part)
-            inside = ones
-            if in_paper and "heart" in steps:
-                values, moved = bits.windows(heart, part.word, ones)
-                inside = runs.pack(values)[:, 0] & moved
-            fields = [runs.popcount(ones), runs.popcount(inside), *_votes(part.word, ones, detected)]
-            return groups.at(sums, row).add(jnp.concatenate(fields), mode="promise_in_bounds").reshape(sums.shape)
-
-        row = jnp.where(found.valid, component - 1, capacity)
-        empty = jnp.zeros((N_CLASSES + 1, capacity + 1), jnp.int32)
-        tallied = runs.fold_chunks(tally, empty, row, *found, n=packed.n)[:, :-1]
-        size, in_heart, votes = tallied[0], tallied[1], tallied[2:]
-        lesion = (votes.max(0) > 0) & (votes.sum(0) >= shares[0] * size)
-        small = lesion & (size < least) & ("size" in steps and in_paper)
-        large = lesion & (size > most) & ("size" in steps)
-        outside = lesion & ~small & ~large & (in_heart < jnp.maximum(1, shares[1] * size)) & ("heart" in steps and in_paper)
-        value = jnp.where(lesion & ~small & ~large & ~outside, 1 + jnp.argmax(votes, 0), 0).astype(jnp.uint8)
-        painted = runs.paint(jnp.where(found.valid, value[component - 1], 0), found, packed, shape=hu.shape)
-        return painted, *(gone.sum(dtype=jnp.int32) for gone in (small, large, outside))
-
-    painted, small, large, outside = runs.in_bucket(work, packed)
-    if "grow" not in steps:
-        painted = jnp.where(painted > 0, detected, 0).astype(jnp.uint8)
-    below = _count((detected > 0) & ~candidates)
-    return painted, Removed(below, small, large, outside, jnp.int32(0), jnp.int32(0))
-
-
-def _count(mask):
-    # By words: several times faster on CPU than a sum of bools.
-    return runs.popcount(runs.pack(mask)).sum(dtype=jnp.int32)
-
-
-@functools.partial(jax.jit, static_argnames=("steps",))
-def _cut(grown, heart, removed, *, steps):
-    if "heart" in steps:
-        removed = removed._replace(cut_by_heart=_count((grown > 0) & ~heart))
-        grown = jnp.where(heart, grown, 0)
-    if "specks" not in steps:
-        return grown, removed
-    packed = runs.find(grown > 0)
-
-    def work(found):
-        component, _ = neighbours.components(found, packed, grown.shape, connectivity=26)
-        capacity = component.shape[0]
-        row = jnp.where(found.valid, component - 1, capacity)
-        size = jnp.zeros((capacity,), jnp.int32).at[row].add(runs.popcount(runs.bits(found)), mode="drop")
-        kept = jnp.where(found.valid, size[component - 1] > 2, False).astype(jnp.uint8)
-        return runs.paint(kept, found, packed, shape=grown.shape), ((size > 0) & (size <= 2)).sum(dtype=jnp.int32)
-
-    kept, specks = runs.in_bucket(work, packed)
-    return grown * kept, removed._replace(specks=specks)

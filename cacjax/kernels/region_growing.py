@@ -1,6 +1,6 @@
 """What Lessmann 2018 makes of a detection: small lesions dropped, the others grown into what of the image they fill enough of. [z, y, x].
 
-For the published baseline, on whole volumes: a pass per class, where `lesions.grow` counts votes by runs.
+For the published baseline, on whole volumes: a pass per class, where `reduction.grow` counts votes by runs.
 """
 
 import jax

@@ -12,7 +12,7 @@ from cacjax.data.reference import Settled
 from cacjax.data.sampling import Cut
 from cacjax.files.scan import ScanError
 from cacjax.inference import windows
-from cacjax.kernels import grids, lesions, losses
+from cacjax.kernels import grids, losses, reduction
 from cacjax.models.cacnet import CLASSES, CACNet, sides
 from cacjax.models.unet import enlarged
 from cacjax.optimise import adam, cosine, descend, start
@@ -137,7 +137,7 @@ def detector(config, predict) -> Detector:
         share = config.scoring.least_share
         inside = jnp.where(calcium if share else detected > 0, case.hu, grids.NO_HU)  # what lesions are components of
         limits = {"min_mm3": config.least_mm3 * JUST_ABOVE, "max_mm3": jnp.inf, "least_share": share, "steps": ("grow", "size")}
-        label, removed = lesions.grow(detected, inside, case.threshold_hu, None, case.spacing_mm, **limits)
+        label, removed = reduction.grow(detected, inside, case.threshold_hu, None, case.spacing_mm, **limits)
         coronary = jnp.where(calcium, 1 - sums[..., 0] / jnp.maximum(sums.sum(-1), 1e-6), 0)
         return Finding(label, None, probability=coronary, before=detected, counts={"too_small": removed.too_small})
 

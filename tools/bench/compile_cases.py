@@ -10,18 +10,22 @@ The scan is a phantom CCTA with its heart and its scan threshold; weights are ra
   warm_ms         CPU milliseconds of a call, median of the rounds
   before_...      the same of the version in the folder --against; its calls and ours take turns, each in a process of its own
 
-Each version makes the phantom by its own code: against one whose phantoms were others, warm_ms compares calls on two scans.
+The scan is made once, by this version, and read by both.
 """
 
 import functools
+import importlib
 import json
 import os
 import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from typing import NamedTuple
+
+import numpy as np
 
 SHAPES = ((80, 208, 208), (200, 512, 512))
 QUICK = (24, 96, 96)
@@ -63,7 +67,7 @@ class Case(NamedTuple):
 
     def measure(self, rounds: int) -> dict:
         """The other columns."""
-        processes = {prefix: _process(folder, self.shape) for prefix, folder in self.sides.items()}
+        processes = {prefix: _process(folder, _scan_file(self.shape)) for prefix, folder in self.sides.items()}
         row = {prefix + name: value for prefix, process in processes.items() for name, value in _ask(process, self.work).items()}
         taken = {prefix: [] for prefix in processes}
         for _ in range(rounds):
@@ -80,10 +84,23 @@ def cases(options):
 
 
 @functools.cache
-def _process(folder, shape):
-    """The process that measures with the version of cacjax in a folder on a scan of this shape; it ends with this one."""
+@functools.cache
+def _scan_file(shape):
+    """A file of the phantom of a shape, for both sides."""
+    import cacjax.phantom
+    from configs import uda
+
+    spacing_mm = tuple(uda.get_config().data.grid.spacing_mm)
+    scan = cacjax.phantom.make_scan("ccta", SEED, shape=shape, spacing_mm=spacing_mm)
+    path = pathlib.Path(tempfile.mkdtemp()) / "scan.npz"
+    np.savez(path, hu=scan.hu, label=scan.label, heart=scan.heart, affine=scan.affine, threshold_hu=scan.truth["threshold_hu"])
+    return path
+
+
+def _process(folder, scan_file):
+    """The process that measures with the version of cacjax in a folder on a scan; it ends with this one."""
     environment = os.environ | {"PYTHONPATH": str(folder), "JAX_ENABLE_COMPILATION_CACHE": "false"}
-    words = [sys.executable, __file__, *map(str, shape)]
+    words = [sys.executable, __file__, str(scan_file)]
     return subprocess.Popen(words, cwd=folder, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
@@ -98,11 +115,11 @@ def _ask(process, line):
     return json.loads(line)
 
 
-def answer(*shape):
+def answer(scan_file):
     """Measure programs of the version that is imported, as `_ask` asks."""
     import jax
 
-    made = programs(tuple(map(int, shape)))
+    made = programs(np.load(scan_file))
     for line in sys.stdin:
         if work := line.strip():
             run, given, found = compiled(*made[work])
@@ -128,13 +145,11 @@ def compiled(program, given):
     return run, given, dict(zip(FIGURES, figures))
 
 
-def programs(shape):
-    """{work: (function, arguments)} on a phantom of this shape."""
+def programs(scan):
+    """{work: (function, arguments)} on a scan: hu, label and heart [z, y, x], affine, threshold_hu."""
     import jax
     import jax.numpy as jnp
-    import numpy as np
 
-    import cacjax.phantom
     from cacjax.kernels import lesions, rules, scores
     from cacjax.scoring import one_scan, program
     from cacjax.task import Net, State, build
@@ -144,25 +159,25 @@ def programs(shape):
     config = uda_config.get_config()
     config.scoring.update({"fp_reduction": "authors_code", "classify": "mask"})
     spacing_mm = tuple(config.data.grid.spacing_mm)
-    scan = cacjax.phantom.make_scan("ccta", SEED, shape=shape, spacing_mm=spacing_mm)
+    hu, label, heart, shape = scan["hu"].astype(np.float32), scan["label"], scan["heart"], scan["hu"].shape
     task, model = build(config), lessmann.network(config)
     crop = jnp.zeros((1, model.planes, 131, 131, 1))
     generator, heads = uda.split(jax.jit(model.init)(jax.random.key(0), crop))
     state = State(jnp.int32(0), {"generator": Net(generator), "heads": Net(heads)})
-    threshold_hu = scan.truth["threshold_hu"]
-    case, plan = one_scan.make_case(task.detector, scan.hu.astype(np.float32), spacing_mm, scan.affine, scan.heart, threshold_hu)
+    case, plan = one_scan.make_case(task.detector, hu, spacing_mm, scan["affine"], heart, float(scan["threshold_hu"]))
     weighing = one_scan.Weighing({"default": rules.named("default")}, "default", None)
     reading, kinds, _ = one_scan.read_by(weighing, shape, spacing_mm)
     how = program.How(plan.how, kinds, task.detector.classes)
     weights = task.detector.weights(state) if hasattr(task.detector, "weights") else state  # an earlier version took all of it
     state, weights, case, reading = jax.device_put((state, weights, case, reading))
-    label = jax.device_put(np.pad(scan.label, [(0, m - n) for m, n in zip(case.hu.shape, shape)]))
+    label = jax.device_put(np.pad(label, [(0, m - n) for m, n in zip(case.hu.shape, shape)]))
+    grow = getattr(lesions, "grow", None) or importlib.import_module("cacjax.kernels.reduction").grow  # lesions: an earlier version
     mask, kind = label > 0, {"n_regions": 6, "connectivity": kinds[0].connectivity, "peak": kinds[0].peak}
     return {
         "label": (functools.partial(lesions.label, connectivity=26), (mask,)),
         "find": (lesions.find, (mask, case.hu, label, case.spacing_mm)),
         "grow": (
-            functools.partial(lesions.grow, mode="authors_code"),
+            functools.partial(grow, mode="authors_code"),
             (label, case.hu, case.threshold_hu, case.heart, case.spacing_mm),
         ),
         "count": (functools.partial(scores.count, **kind), (label, case.hu, reading.numbers[0])),
@@ -175,4 +190,4 @@ def programs(shape):
 
 
 if __name__ == "__main__":
-    answer(*sys.argv[1:])
+    answer(sys.argv[1])
