@@ -31,7 +31,7 @@ def test_figures_of_the_true_map():
 def test_figures_tell_a_map_in_the_wrong_place():
     hu, real, heart, seen = drawing()
     edges = np.where(heart & (hu < 0), 10.0, 0.0)  # the same anatomy in every scan
-    found = maps.figures(edges, hu=hu, real=real, heart=heart, spacing_mm=MM, seen=seen, kept=np.array([True, False, False, True]))
+    found = maps.figures(edges, hu=hu, real=real, heart=heart, spacing_mm=MM, seen=seen, chance=np.array([0.5, 0.4, 0.4, 0.9]))
     assert found["map/none"]["near"] < 0.3 * found["map/none"]["total"] and found["map/none"]["free_hu"] > 5
     per_slice = (edges[0] > 0).sum() * 10 * 3.0
     assert found["map/classifier"]["total"] == pytest.approx(2 * per_slice)
@@ -44,10 +44,13 @@ def test_a_lesion_of_a_map_adds_up_to_something():
     taken = np.zeros(hu.shape)
     taken[1, 8, 5:13], taken[1, 9, 13:20] = 100.0, 100.0
     taken[2:4, 4, 4:8] = 100.0
-    found = maps.figures(taken, hu=hu, real=real, heart=heart, spacing_mm=MM, seen=seen, kept=np.array([True] * 4))
+    found = maps.figures(taken, hu=hu, real=real, heart=heart, spacing_mm=MM, seen=seen, chance=np.ones(4))
     assert found["map/classifier"]["total"] == 23 * 300 and found["map/lesions"]["total"] == 16 * 300
-    gated = maps.figures(taken, hu=hu, real=real, heart=heart, spacing_mm=MM, seen=seen, kept=np.array([True, True, True, False]))
+    gated = maps.figures(taken, hu=hu, real=real, heart=heart, spacing_mm=MM, seen=seen, chance=np.array([1, 1, 1, 0.4]))
     assert gated["map/lesions"]["total"] == 8 * 300
+    assert gated["map/parts"]["total"] == 16 * 300  # of the one in two slices the mean is .7: it stays whole
+    unlikely = maps.figures(taken, hu=hu, real=real, heart=heart, spacing_mm=MM, seen=seen, chance=np.array([1, 1, 0.9, 0.4]))
+    assert unlikely["map/parts"]["total"] == unlikely["map/lesions"]["total"] == 8 * 300
 
 
 def test_arteries_are_found_by_what_is_near_their_own_calcium():

@@ -130,6 +130,16 @@ def test_calcium_that_adds_up_to_little_is_none():
     assert one_scan.score(image, detector=run_of(gate="none", least_lesion=50_000.0)).map.max() == 0
 
 
+def test_parts_of_a_map_stay_or_fall_as_a_whole():
+    image = scan()[0]
+    image.hu[5, 24:28, 30:36] = 250  # dimmer than what the gate asks for: it keeps a part of the bar
+    everything, by_slice = (one_scan.score(image, detector=run_of(gate=gate)).map for gate in ("none", "classifier"))
+    mean = float(by_slice.sum() / everything.sum())
+    assert 0.1 < mean < 0.9
+    for least, kept in ((mean - 0.05, everything), (mean + 0.05, 0 * everything)):
+        np.testing.assert_array_equal(one_scan.score(image, detector=run_of(gate="parts", least_probability=least)).map, kept)
+
+
 def test_without_a_heart_the_middle_of_the_scan_is_seen():
     result = one_scan.score(scan()[0], detector=run_of(heart=False))
     assert "heart_not_checked" in result.record["flags"]

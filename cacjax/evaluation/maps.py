@@ -14,21 +14,25 @@ from cacjax.kernels import scores
 
 NEAR_MM, TRACE_HU = 3.0, 5.0  # a map so close to true calcium of so many HU is in the right place
 LESION = 2400.0  # HU x mm³ of the least lesion of a map: 24 mm³ of 100 HU
+LIKELY, LIKELY_PART = 0.5, 0.7  # probability of calcium by the classifier: of a slice, and of a part of a map
 FLOOR_HU, SEES_HU = -10.0, (-50.0, 950.0)  # the rule of van Velzen 2022 for what is taken, and what its generator sees
 FALSE_POSITIVES = 0.14  # of scans without calcium, as published
 SCHEME = scores.SCHEMES["van_velzen"]
 ARTERIES = ("LAD", "LCX", "RCA")
 
 
-def figures(taken, *, hu, real, heart, spacing_mm, seen, kept=None, arteries=None) -> dict:
-    """{values/gate: {"mass", "near", "total", "removed", "free_hu"}} of a map in HU; masses in HU x mm³. kept: slices by the classifier;
-    gate "lesions": of these what adds up to `LESION` in 6-connected parts. arteries: {name: mask} as `found_in` wants them."""
+def figures(taken, *, hu, real, heart, spacing_mm, seen, chance=None, arteries=None) -> dict:
+    """{values/gate: {"mass", "near", "total", "removed", "free_hu"}} of a map in HU; masses in HU x mm³. chance: of calcium in each slice,
+    by the classifier, whose gate keeps those of `LIKELY`; gate "lesions": of these what adds up to `LESION` in 6-connected parts; gate
+    "parts": of all slices such parts as a whole, of `LIKELY_PART`. arteries: {name: mask} as `found_in` wants them."""
     mm3, found = float(np.prod(spacing_mm)), {}
     close = around(real > TRACE_HU, spacing_mm)
     twin = np.clip(hu, *SEES_HU) - taken
     wanted = {"none": True, "truth": seen[:, None, None]}
-    if kept is not None:
-        wanted |= {"classifier": kept[:, None, None], "lesions": massive(taken * kept[:, None, None], LESION / mm3) > 0}
+    if chance is not None:
+        kept = (chance >= LIKELY)[:, None, None]
+        wanted |= {"classifier": kept, "lesions": massive(taken * kept, LESION / mm3) > 0}
+        wanted["parts"] = massive(taken, LESION / mm3, chance[:, None, None]) > 0
     for values, map_hu in (("map", taken), ("CT", np.where(twin < FLOOR_HU, 0, taken))):
         for gate, where in wanted.items():
             gated = map_hu * where
@@ -68,11 +72,14 @@ def by_artery(seen, affine, lesions, spacing_mm) -> dict:
     return found
 
 
-def massive(map_hu, least):
-    """A map without 6-connected parts that add up to less than `least` HU."""
+def massive(map_hu, least, chance=None):
+    """A map without 6-connected parts that add up to less than `least` HU or have a mean chance (by the map) below `LIKELY_PART`."""
     parts, count = ndimage.label(map_hu > 0)
     sums = ndimage.sum(map_hu, parts, np.arange(count + 1))
-    return np.where(sums[parts] >= least, map_hu, 0)
+    stays = sums >= least
+    if chance is not None:
+        stays &= ndimage.sum(map_hu * chance, parts, np.arange(count + 1)) >= LIKELY_PART * sums
+    return np.where(stays[parts], map_hu, 0)
 
 
 def mass_of(hu, mask, spacing_mm) -> dict:

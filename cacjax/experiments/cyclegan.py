@@ -28,7 +28,13 @@ CALCIFIED = 0.8  # of the patients
 SMOOTH_PX = 2.0  # of the Gaussian of SMOOTH
 OBSERVER, TRUTH, SMOOTH = "observer, from 130 HU", "true map", "CT less its smoothed self, in the true heart"
 AUTOMATIC = "two-stage"  # CNN, from 130 HU
-GATES = {"none": "no gate", "classifier": "classifier", "lesions": "classifier, least lesion", "truth": "true slices"}
+GATES = {
+    "none": "no gate",
+    "classifier": "classifier",
+    "lesions": "classifier, least lesion",
+    "parts": "likely parts",
+    "truth": "true slices",
+}
 MEASURES = {
     "difference": "rel. difference, concordant",
     "difference_own": "rel. difference, positive twice",
@@ -49,7 +55,8 @@ SHOWN = ("network", "calcium", "gate", *MEASURES.values())
 CAPTION = """Two scans of each of so many patients. Concordant: pairs with calcium from 130 HU in both scans, the same for every row;
 positive twice: by the row itself. In brackets: 95 % interval by bootstrap over the pairs (of all seeds together); after it, the published
 figure. Map: sum of map values, without the -10 HU rule; CT: the paper's sum of CT values where there is a map, with it. Least lesion:
-connected parts of the map that add up to less than 2400 HU x mm³ do not count. Sensitivity: of scans in which calcium can be seen; LAD,
+connected parts of the map that add up to less than 2400 HU x mm³ do not count; likely parts: of the others those whose mean probability
+by the classifier, weighted by the map, is .7. Sensitivity: of scans in which calcium can be seen; LAD,
 LCX, RCA: of the arteries in which it can, by anything within 3 mm of it; at .14 FP: with the least mass that leaves so many scans without
 calcium positive. Map within 3 mm: share of its sum at true coronary calcium. Removed: share of the true calcium. HU on free slices: mean
 of the map within the true heart. Kappa, same category: of both scans' risk categories by (adjusted) Agatston scores, scaled by one factor
@@ -90,7 +97,7 @@ _CONTROLS = (
 
 def _rows(names):
     """The rows of networks: the published reading first."""
-    kinds = [(values, gate) for values in ("CT", "map") for gate in ("classifier", "lesions", "none", "truth")]
+    kinds = [(values, gate) for values in ("CT", "map") for gate in ("classifier", "lesions", "parts", "none", "truth")]
     return tuple(Column(name, *kind, _PUBLISHED if (i, kind) == (0, kinds[0]) else {}) for i, name in enumerate(names) for kind in kinds)
 
 
@@ -196,9 +203,9 @@ def read_scan(row, *, folder, titles, observed, automatic) -> dict:
     for title in titles:
         taken = _on(read_map(folder / "scores" / f"{title}_all" / f"{row.name}_map.nii.gz"), image.hu.shape)
         chance = _on(read_map(folder / "scores" / title / f"{row.name}_probability.nii.gz"), image.hu.shape)
-        found[title] = see(taken, kept=chance[:, 0, 0] >= 0.5)
+        found[title] = see(taken, chance=chance[:, 0, 0])
         record = json.loads((folder / "scores" / title / f"{row.name}.json").read_text())
-        gate = "lesions" if record["scoring"].get("least_lesion") else "classifier"
+        gate = "parts" if record["scoring"]["gate"] == "parts" else "lesions" if record["scoring"]["least_lesion"] else "classifier"
         found[title][f"CT/{gate}"]["agatston"] = agatston_of(record)
     mass = float(coronary.sum() * np.prod(spacing_mm))
     return {"scan": row.name, "visible": bool(seen.any()), "mass": mass, "clinical": clinical, "found": found}

@@ -19,7 +19,7 @@ from cacjax.task import Detector, Finding, Plan, is_traced
 
 CAC = CLASSES.index("CAC")
 AT_ONCE = 4  # slices that the networks see at a time
-GATES = ("classifier", "map", "none")
+GATES = ("classifier", "parts", "map", "none")
 
 
 class Seen(NamedTuple):
@@ -79,7 +79,8 @@ def detector(config, heart_config, parts: Parts) -> Detector:
     """A `Detector` of coronary calcium as a whole by what is taken out of slices.
 
     config.scoring: heart, whether it is limited to the heart (that is given, else found); gate, "classifier" (slices are empty whose
-    probability of calcium is below least_probability), "map" (whose map adds up to less than least_sum, HU x mm²) or "none"; window,
+    probability of calcium is below least_probability), "parts" (connected parts of the map fall as a whole whose mean probability, weighted
+    by the map, is), "map" (slices are empty whose map adds up to less than least_sum, HU x mm²) or "none"; window,
     pixels of a slice that the networks see about the heart, wide, without a heart; floor_hu, where the twin is darker nothing is taken
     (None: everywhere); least_hu, from which a map is calcium; least_lesion, HU x mm³ that connected parts of a map add up to, before that.
     config.data.grid: kind "slabs".
@@ -139,15 +140,18 @@ def detector(config, heart_config, parts: Parts) -> Detector:
         pictures, masks = _windows(volume, inside, first, size=size)
         wanted = masks.any((1, 2))
         kept, probability = wanted, None
-        if scoring.gate == "classifier":
+        if scoring.gate in ("classifier", "parts"):
             shown = with_neighbours(pictures, parts.neighbours)
             probability = _over(parts.gate, state, wanted, (shown, masks), jnp.zeros(len(pictures)), traced=traced, title="slices")
-            kept = wanted & (laps.lap("classifier", probability) >= scoring.least_probability)
+            probability = laps.lap("classifier", probability)
+        if scoring.gate == "classifier":
+            kept = wanted & (probability >= scoring.least_probability)
         found = _over(parts.remove, state, kept, (pictures, masks), jnp.zeros(pictures.shape), traced=traced, title="remove")
         found = laps.lap("generator", found)
         found = jnp.where(masks & kept[:, None, None], found, 0.0)
-        if scoring.least_lesion:
-            found = _lesions(found, arrays.voxel_mm3, least_hu=scoring.least_hu, least_lesion=scoring.least_lesion)
+        if scoring.least_lesion or scoring.gate == "parts":
+            least = scoring.least_hu, scoring.least_lesion, scoring.least_probability
+            found = _lesions(found, probability if scoring.gate == "parts" else None, arrays.voxel_mm3, least=least)
         calcium = _clean(found, pictures, low=seen.low, high=seen.high, floor_hu=scoring.floor_hu)
         if scoring.gate == "map":
             kept &= calcium.sum((1, 2)) * float(np.prod(grid.spacing_mm[1:])) >= scoring.least_sum
@@ -263,13 +267,19 @@ def _clean(found, pictures, *, low, high, floor_hu):
     return found if floor_hu is None else jnp.where(jnp.clip(pictures, low, high) - found < floor_hu, 0.0, found)
 
 
-@functools.partial(jax.jit, static_argnames=("least_hu", "least_lesion"))
-def _lesions(calcium, voxel_mm3, *, least_hu, least_lesion):
-    """Maps [z, y, x] in HU without what is no calcium, and without 6-connected parts that add up to less than `least_lesion` HU x mm³."""
+@functools.partial(jax.jit, static_argnames="least")
+def _lesions(calcium, probability, voxel_mm3, *, least):
+    """Maps [z, y, x] in HU without what is no calcium, and without 6-connected parts that add up to too little or whose mean probability,
+    weighted by the map, is too low. probability: of slices, [z], or None. least: (HU, HU x mm³, probability)."""
+    least_hu, least_lesion, least_probability = least
     calcium = jnp.where(calcium >= least_hu, calcium, 0.0)
     number, _ = lesions.label(calcium > 0, connectivity=6)
-    sums = jnp.zeros(calcium.size // 2 + 2).at[number].add(calcium) * voxel_mm3
-    return jnp.where(sums[number] >= least_lesion, calcium, 0.0)
+    of_parts = lambda values: jnp.zeros(calcium.size // 2 + 2).at[number].add(values)  # noqa: E731
+    sums = of_parts(calcium)
+    stays = sums * voxel_mm3 >= least_lesion
+    if probability is not None:
+        stays &= of_parts(calcium * probability[:, None, None]) >= least_probability * sums
+    return jnp.where(stays[number], calcium, 0.0)
 
 
 @functools.partial(jax.jit, static_argnames=("shape", "least_hu"))
