@@ -53,6 +53,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optimiser.weight_decay = 1e-5
 
     config.scoring = first.scoring.copy_and_resolve_references()  # the view as the first stage's
+    if "scenes" in words:
+        config.scoring.least_probability = 0.8
     config.data = first.data.copy_and_resolve_references()
     config.streams = ConfigDict()
     config.streams.train = ConfigDict()
