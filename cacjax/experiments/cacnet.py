@@ -152,13 +152,14 @@ def test(experiment, size, test_folder, folder, scans) -> None:
             [*score, "--workdir", str(folder / "networks" / form / fold), "--out", str(folder / "scores" / form / fold)] for form in forms
         ]
         commands.run(f"score the scans of {fold}", words, folder / "side_by_side.log")
+    scored = {}
     for form in forms:
         for fold in sorted({row.cells["split"] for row in rows}):
             there = [row for row in rows if row.cells["split"] == fold and (folder / "scores" / form / fold / f"{row.name}.json").exists()]
             if there:
                 evaluate(there, form, fold, folder)
-    folds = {name.split("/")[1] for name in experiment.networks}
-    tables.write_json(folder / "controls.json", controls([row for row in rows if row.cells["split"] in folds]))
+                scored |= {row.name: row for row in there}
+    tables.write_json(folder / "controls.json", controls(scored.values()))
 
 
 def evaluate(rows, form, fold, folder) -> None:
