@@ -70,7 +70,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.scoring = ConfigDict({"rule": "adjusted", "scheme": "van_velzen"})
     config.scoring.threshold = -1024.0  # HU: calcium counts whatever its CT value
     config.scoring.heart, config.scoring.gate = True, "classifier"
-    config.scoring.least_probability = 0.5  # of calcium in a slice that counts, with gate "classifier"
+    config.scoring.least_probability = (
+        0.5  # of calcium in a slice that counts, with gate "parts" in those of a part
+    )
     config.scoring.least_lesion = 0.0  # HU x mm³ of the map that connected calcium adds up to
     config.scoring.least_sum = 0.0  # HU x mm² of the map of a slice that counts, with gate "map"
     config.scoring.check_heart = True  # what can be no heart is refused (see cacjax.kernels.anatomy)
@@ -102,6 +104,7 @@ def make_small(config: ConfigDict) -> None:
     config.streams.train.count = (8,)
     config.scoring.window, config.scoring.wide = 112, 144
     config.scoring.least_hu, config.scoring.least_lesion = 10.0, 2400.0
+    config.scoring.gate, config.scoring.least_probability = "parts", 0.6
 
 
 def make_test(config: ConfigDict) -> None:

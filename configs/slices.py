@@ -42,7 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.validation.held_out = stream((200,), "held_out")
     if variant:
         small_view(config)
-        config.steps, config.log_every, config.checkpoint_every, config.validate_every = 3000, 20, 300, 100
+        config.steps, config.log_every, config.checkpoint_every, config.validate_every = 9000, 20, 300, 100
         config.rate.update({"drop_at": 0.6, "drop": 0.1})
         config.model.update({"width": 8, "blocks": 2, "ends": 3, "head": "peak"})
         config.average = 0.99
@@ -89,7 +89,7 @@ def data(variant: str = "") -> ConfigDict:
     config.labels = "visible"  # coronary calcium that can be seen; "classes" of masks that you have
     config.grid = ConfigDict({"kind": "slabs", "spacing_mm": (1.5, 1.0, 1.0), "thickness_mm": 3.0})
     config.acquired_mm, config.shape = (3.0, 1.0, 1.0), (44, 320, 320)
-    train, held_out = {"": (315, 40), "small": (64, 8), "tiny": (24, 4), "test": (2, 2)}[variant]
+    train, held_out = {"": (315, 40), "small": (315, 40), "tiny": (24, 4), "test": (2, 2)}[variant]
     config.splits = ConfigDict({"train": phantom_data.split("rtp", train, calcified=0.8, paired=True)})
     config.splits.held_out = phantom_data.split("rtp", held_out, calcified=0.8, paired=True)
     if variant:

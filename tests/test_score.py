@@ -15,6 +15,7 @@ import pydicom
 import pytest
 import SimpleITK as sitk
 from conftest import shrink, stand_in
+from ml_collections import ConfigDict
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, MRImageStorage, generate_uid
 
@@ -361,6 +362,18 @@ def test_heart_and_threshold_of_a_manifest(tmp_path, detector):
     assert totals == {"a": 8.0, "b": 0.0}
     record = json.loads((out / "b.json").read_text())
     assert record["threshold"] == {"hu": 300.0, "from": "manifest"}
+
+
+def test_a_system_with_a_threshold_of_its_own_leaves_that_of_a_manifest(tmp_path, monkeypatch):
+    own = stand_in(marks_bright, SPACING)
+    own.config.scoring = ConfigDict(own.config.scoring.to_dict() | {"threshold": 130.0})
+    monkeypatch.setattr(score_module, "load_detector", lambda workdir, scoring: own)
+    write_nifti(tmp_path / "a.nii.gz", calcified())
+    (tmp_path / "manifest.csv").write_text("scan,threshold_hu\na.nii.gz,300\n")
+    assert run(tmp_path, "--workdir", tmp_path, "--out", tmp_path / "out") == 0
+    assert json.loads((tmp_path / "out" / "a.json").read_text())["threshold"]["hu"] == 130.0
+    with pytest.raises(ValueError, match="expected no scan threshold, got 200"):  # who asks for one is told
+        score_module.score(tmp_path / "a.nii.gz", detector=own, threshold_hu=200.0)
 
 
 def test_reduction_grows_and_is_optional(tmp_path, detector):

@@ -59,6 +59,7 @@ def run(jobs, out, options, detector, segmenter, readers, *, before=None):
     The table has the rows of scans that are kept from the first moment, grows by those of a scan at a time, and is written whole, in the
     order of the jobs, at the end.
     """
+    jobs = [_fitting(job, detector) for job in jobs]
     chosen = [settings(job, options, detector) for job in jobs]
     records = [_kept(job, out, each) if options.resume else None for job, each in zip(jobs, chosen)]
     left = sum(record is None for record in records)
@@ -83,6 +84,12 @@ def run(jobs, out, options, detector, segmenter, readers, *, before=None):
             _write_table(out, records)
         raise
     return records
+
+
+def _fitting(job, detector):
+    """A job without the threshold of a manifest where the system has its own for every scan."""
+    fixed = detector is not None and not isinstance(detector.config.scoring.threshold, str)
+    return job._replace(threshold_hu=None, threshold_from="") if fixed and job.threshold_from == "manifest" else job
 
 
 def _write_table(out, records):
