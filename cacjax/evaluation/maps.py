@@ -14,7 +14,7 @@ from cacjax.kernels import scores
 
 NEAR_MM, TRACE_HU = 3.0, 5.0  # a map so close to true calcium of so many HU is in the right place
 LESION = 2400.0  # HU x mm³ of the least lesion of a map: 24 mm³ of 100 HU
-LIKELY, LIKELY_PART = 0.5, 0.7  # probability of calcium by the classifier: of a slice, and of a part of a map
+LIKELY, LIKELY_PART = 0.5, 0.6  # probability of calcium by the classifier: of a slice, and of a part of a map
 FLOOR_HU, SEES_HU = -10.0, (-50.0, 950.0)  # the rule of van Velzen 2022 for what is taken, and what its generator sees
 FALSE_POSITIVES = 0.14  # of scans without calcium, as published
 SCHEME = scores.SCHEMES["van_velzen"]
