@@ -4,10 +4,10 @@ Paper:     Zhang et al. 2018, "CAC-Net" (coronary artery calcium scoring in non-
 Command:   python -m cacjax.train --config cacnet.py --workdir runs/cacnet
            python -m cacjax.experiments cacnet-table1 --size small --out runs/cacnet-tables       Tables 1 and 2; cacnet-table4: Table 4
 Published: 129 exams, five folds: F1 .935 by number, .946 by volume; ICC of Agatston scores .986 (their data are not public)
-Measured:  `cacnet-parts --size small --fold 0` (2026-11-30, seed 0, 80 phantoms to learn from, 20 to test on): F1 by volume .85, by number
-           .66, ICC of Agatston .927; its halves alone .86, .69, .962 (U-DenseNet) and .91, .73, .979 (3D U-Net); nothing but 130 HU in
-           the true pericardium .38: tools/results/cacnet.md. CAC-Net called all of it LAD after its 1,500 steps. A step takes 1.7 s of
-           one CPU core, a training 42 minutes, a scan 6 s. The published size was not trained: a step of one crop takes
+Measured:  `cacnet-parts --size small --fold 0`, then `--fold 1` (seed 0, 80 phantoms to learn from, 20 to test on, each): F1 by volume .84,
+           by number .62, ICC of Agatston .936; its halves alone .85, .67, .960 (U-DenseNet) and .92, .74, .983 (3D U-Net); nothing but
+           130 HU in the true pericardium .46: tools/results/cacnet.md. CAC-Net calls no calcium LCX after its 1,500 steps. A step takes
+           1.7 s of one CPU core, a training 42 minutes, a scan 6 s. The published size was not trained: a step of one crop takes
            85 s of 2 cores (together 100 GFLOP/s) and 16.8 GiB, 14.0 of them what it keeps at once (by XLA's account 48 without
            recomputation, 18 with random words of 32 bits in dropout), and compiles in 122 to 135 CPU s. A scan of 512 x 512 x 400
            voxels is scored in 7.5 GiB (`/usr/bin/time -v python -m cacjax.score`, published windows, a network of width 2: what is added

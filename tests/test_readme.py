@@ -91,7 +91,9 @@ def test_cacnet():
     ours = row("cacnet_parts", network="CAC-Net", **{"calcium of": "CAC"})
     said = cells("CAC-Net: 2D U-DenseNet")
     assert said[3] == f"F1 by volume {short(ours['published_volume_f1'], 3)}, ICC of Agatston {short(ours['published_agatston_icc'], 3)}"
-    assert said[4].startswith(f"{short(ours['volume_f1'])}, {short(ours['agatston_icc'])} at size `small`, one fold of five")
+    assert said[4].startswith(f"{short(ours['volume_f1'])}, {short(ours['agatston_icc'])} at size `small`, two folds of five")
+    half = row("cacnet_parts", network="3D U-Net", **{"calcium of": "CAC"})
+    assert f"3D half alone is better ({short(half['volume_f1'])}, {short(half['agatston_icc'])})" in said[4] and ours["n"] == 40
 
 
 def test_ensemble():

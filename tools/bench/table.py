@@ -138,8 +138,9 @@ def pages(results) -> dict:
     flow = results["uda_flow.json"]
     adaptation = words.UDA_FLOW.format(experiment_source(flow)) + experiment_table(experiments, flow)
     adaptation += words.UDA + "\n" + uda(results["uda_table2.json"]["rows"])
-    pairs = results["cyclegan_pairs.json"]
-    removal = [words.CYCLEGAN.format(experiment_source(pairs)), experiment_table(cyclegan_table, pairs), words.CYCLEGAN_NOTE]
+    likely, pairs = (results[f"cyclegan_{name}.json"] for name in ("parts", "pairs"))
+    removal = [words.CYCLEGAN.format(experiment_source(likely)), experiment_table(cyclegan_table, likely), words.CYCLEGAN_NOTE]
+    removal += [words.CYCLEGAN_BEFORE.format(experiment_source(pairs)), experiment_table(cyclegan_table, pairs)]
     parts = results["cacnet_parts.json"]
     artery_by_artery = [words.CACNET.format(experiment_source(parts)), experiment_table(cacnet_table, parts)]
     others = {
