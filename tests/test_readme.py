@@ -75,16 +75,17 @@ def test_heart():
 
 def test_calcium_cyclegan():
     ours, at_130 = (
-        row("cyclegan_pairs", network=network, calcium="CT", gate=gate)
-        for network, gate in (("cyclegan", "classifier, least lesion"), ("observer, from 130 HU", "no gate"))
+        row("cyclegan_parts", network=network, calcium="CT", gate=gate)
+        for network, gate in (("cyclegan", "likely parts"), ("observer, from 130 HU", "no gate"))
     )
     said = cells("Calcium CycleGAN")
-    published = row("cyclegan_pairs", network="cyclegan", calcium="CT", gate="classifier")["published_difference"]
+    published = row("cyclegan_parts", network="cyclegan", calcium="CT", gate="classifier")["published_difference"]
     assert said[3].endswith(f"{short(published)} (at 130 HU {short(at_130['published_difference'])})")
     told = (
-        f"{short(ours['difference'])} ({short(at_130['difference'])}) at size `small`, three seeds; {short(ours['false_positive_rate'])} of"
+        f"{short(ours['difference'])} ({short(at_130['difference'])}) at size `small`, one seed; {short(ours['sensitivity'])} of the scans"
     )
-    assert said[4].startswith(told) and ours["seeds"] == 3
+    assert said[4].startswith(told) and ours["seeds"] == 1
+    assert f"(at 130 HU {short(at_130['sensitivity'])}), {short(ours['false_positive_rate'])} of those without" in said[4]
 
 
 def test_cacnet():
