@@ -172,34 +172,35 @@ Written by `python tools/bench/table.py` from `tools/bench/results/cyclegan_part
 
 `python -m cacjax.experiments cyclegan-pairs --size small --out DIR`: 160 pairs of phantom scans for radiotherapy planning, one in free
 breathing and one in breath-hold, 276 of the 320 scans with calcium that can be seen, 76 pairs with calcium from 130 HU in both. One seed,
-learned from 315 pairs, as many patients as the paper has, each stage by a command of its own (`cacjax.train --config cyclegan.py:small`; the heart
-network is that of seed 2 below); one training of the two-stage CNN (`second.py:tiny,rtp`).
+learned from 315 pairs, as many patients as the paper has, each stage by a command of its own (`cacjax.train --config cyclegan.py:small`;
+the heart network is that of seed 2 below); one training of the two-stage CNN (`second.py:tiny,rtp`).
 
-What the rows say. A worse map has a lower relative difference (no gate .19; a smoothing filter .07), since the same anatomy makes the same
-false positives twice: it counts only beside the three columns about true calcium. As `small` scores, by likely parts, the map differs by
-.31 between two scans where scoring at 130 HU differs by .44, 29 % less (the CT values by .33), .85 of the scans with visible calcium
-are found and .09 of those without; an observer at 130 HU finds .66 and none. .84 of the map lies at true calcium, and it follows the true
-mass by .87 (Spearman) and .95 (Pearson). Its ICC of .95 is below that of 130 HU, .96. With the true slices in the gate's place the
-three columns are .83, .95 and .98, with the true map 1.00, .99 and 1.00. The two-stage CNN, which was shown where calcium is and not only
-in which slices, finds .84 of the scans at .07 FP, and differs by .44, as everything at 130 HU does. By artery the phantom's LAD is found best
-and its LCX worst, by every row; in the paper the RCA is worst.
+What the rows say. A worse map has a lower relative difference (no gate .19; a smoothing filter .07), since the same anatomy makes the
+same false positives twice: it counts only beside the three columns about true calcium. As `small` scores, by likely parts, the map
+differs by .31 between two scans where scoring at 130 HU differs by .44, 29 % less (the CT values by .33), .85 of the scans with visible
+calcium are found and .09 of those without; an observer at 130 HU finds .66 and none. .84 of the map lies at true calcium, and it follows
+the true mass by .87 (Spearman) and .95 (Pearson). Its ICC of .95 is below that of 130 HU, .96. With the true slices in the gate's place
+the three columns are .83, .95 and .98, with the true map 1.00, .99 and 1.00. The two-stage CNN, which was shown where calcium is and not
+only in which slices, finds .84 of the scans at .07 FP, and differs by .44, as everything at 130 HU does. By artery the phantom's LAD is
+found best and its LCX worst, by every row; in the paper the RCA is worst.
 
-Likely parts. A gate of slices opens or shuts a whole slice; here a connected part of the map stays or falls as a whole, by the mean of the
-slices' probabilities, weighted by the map. The least mean, .6, is the lowest that leaves at most .14 of the scans without calcium positive,
-of these 44 and of 29 in 60 other pairs together (.137); limits of .5, .6 and .7 give differences of .29, .31 and .35, sensitivities of .87,
-.85 and .83, and .21, .09 and .09 of the scans without calcium here, .24, .21 and .17 of the 29.
+Likely parts. A gate of slices opens or shuts a whole slice; here a connected part of the map stays or falls as a whole, by the mean of
+the slices' probabilities, weighted by the map. The least mean, .6, is the lowest that leaves at most .14 of the scans without calcium
+positive, of these 44 and of 29 in 60 other pairs together (.137); limits of .5, .6 and .7 give differences of .29, .31 and .35,
+sensitivities of .87, .85 and .83, and .21, .09 and .09 of the scans without calcium here, .24, .21 and .17 of the 29.
 
-The gate was what lost most: with 315 pairs for 64, and 9,000 steps for 3,000, it reaches by slice an accuracy of .90, a sensitivity of .78
-and a false-positive rate of .08 (published .93, .78, .06; by 64 pairs .81 to .86, .72 to .76, .11 to .18), an area under the curve of .94
-(.88), and by a scan's largest probability finds .88 of the scans with calcium where .14 of those without are positive (.75 to .86).
+The gate was what lost most: with 315 pairs for 64, and 9,000 steps for 3,000, it reaches by slice an accuracy of .90, a sensitivity of
+.78 and a false-positive rate of .08 (published .93, .78, .06; by 64 pairs .81 to .86, .72 to .76, .11 to .18), an area under the curve of
+.94 (.88), and by a scan's largest probability finds .88 of the scans with calcium where .14 of those without are positive (.75 to .86).
 {}
 """
 CYCLEGAN_BEFORE = """## Before: 64 pairs to learn from
 
 `cyclegan-pairs --size small --seeds 3` when `small` learned from 64 pairs and its gate opened slices: three seeds of heart, gate and GAN
 (seed 2 by one command; of seeds 0 and 1 the GAN and the heart were trained before the gate had its form of now, which was then trained
-alone and joined to them). With the least lesion the map differs by .35, .90 of the scans with visible calcium are found and .38 of those without;
-by the least mass that leaves .14 of these positive, .80 (.65 to .88). The generator takes .44 of the calcium out, that of above .38.
+alone and joined to them). With the least lesion the map differs by .35, .90 of the scans with visible calcium are found and .38 of those
+without; by the least mass that leaves .14 of these positive, .80 (.65 to .88). The generator takes .44 of the calcium out, that of above
+.38.
 
 Three gates were trained on the same slices (area under the curve of the slices of the first 160 scans' true hearts; sensitivity of scans
 by the largest probability that leaves .14 of those without calcium positive): one slice, a mean over places (.86 by seed 0 on all 320
