@@ -52,6 +52,35 @@ def test_adaptation():
     full, others = of("full method"), [of(name) for name in ("source network from chest CT", "full method without L_adv", "oracle")]
     pooled = [short(each["f1_pooled"]) for each in (full, *others)]
     assert full["seeds"] == 3 and f"sensitivity {short(full['sensitivity'])}, FP {full['fp_mm3']:.1f}; " in said[4]
+    told = "F1 pooled over voxels {} (source network {}, without the critic {}, trained on labelled CCTA {})".format(*pooled)
+    assert told in said[4] and said[4].endswith("published form not trained")
+
+
+def test_shipped_networks():
+    found = {each["scans"]: each for each in rows("shipped") if each["heart"] == "found by network"}
+    chest, cardiac, rtp, ccta = (found[name] for name in ("chest", "cardiac", "rtp", "ccta"))
+    text, dice = " ".join(README.split()), [each[name] for each in (chest, cardiac, rtp, ccta) for name in ("dice", "dice_wide")]
+    assert f"a Dice of {short(min(dice))} to {short(max(dice))}, also in patients" in text
+    assert f"of {found['without']['n']} scans without a heart none is scored" in text and found["without"]["scored"] == 0
+    kappas = [short(each["kappa"]) for each in (chest, cardiac, rtp, ccta)]
+    assert "is {} on chest CT, {} on gated CT, {} on planning CT, and {} on CCTA".format(*kappas) in text
+
+
+def test_heart():
+    dice = row("heart_cpu", protocol="ccta")["dice"]
+    chambers = [dice[name]["mean"] for name in ("LV cavity", "RV", "LA", "RA")]
+    expected = f"chambers {short(min(chambers))} to {short(max(chambers))}, myocardium {short(dice['LV myocardium']['mean'])}"
+    assert cells("heart segmentation")[4] == f"CCTA at 3 mm: {expected} (the phantoms of before 2026-11-30)"
+
+
+def test_calcium_cyclegan():
+    ours, at_130 = (
+        row("cyclegan_parts", network=network, calcium="CT", gate=gate)
+        for network, gate in (("cyclegan", "likely parts"), ("observer, from 130 HU", "no gate"))
+    )
+    said = cells("Calcium CycleGAN")
+    published = row("cyclegan_parts", network="cyclegan", calcium="CT", gate="classifier")["published_difference"]
+    assert said[3].endswith(f"{short(published)} (at 130 HU {short(at_130['published_difference'])})")
     assert said[4].startswith(f"{short(ours['difference'])} ({short(at_130['difference'])}) at size `small`, one seed; ")
     assert f"; {short(ours['sensitivity'])} of the scans with" in said[4] and ours["seeds"] == 1
     assert f"(at 130 HU {short(at_130['sensitivity'])}), {short(ours['false_positive_rate'])} of those without" in said[4]

@@ -52,7 +52,8 @@ MEASURES = {
     "accuracy": "same category",
 }
 SHOWN = ("network", "calcium", "gate", *MEASURES.values())
-CAPTION = """Two scans of each of so many patients. Concordant: pairs with calcium from 130 HU in both scans, the same for every row; positive twice:
+CAPTION = """Two scans of each of so many patients. Concordant: pairs with calcium from 130 HU in both scans, the same for every row; positive
+twice:
 by the row itself. In brackets: 95 % interval by bootstrap over the pairs (of all seeds together); after it, the published figure. Map:
 sum of map values, without the -10 HU rule; CT: the paper's sum of CT values where there is a map, with it. Least lesion: connected parts
 of the map that add up to less than 2400 HU x mm³ do not count; likely parts: of the others those whose mean probability by the
