@@ -52,13 +52,12 @@ MEASURES = {
     "accuracy": "same category",
 }
 SHOWN = ("network", "calcium", "gate", *MEASURES.values())
-CAPTION = """Two scans of each of so many patients. Concordant: pairs with calcium from 130 HU in both scans, the same for every row; positive
-twice:
-by the row itself. In brackets: 95 % interval by bootstrap over the pairs (of all seeds together); after it, the published figure. Map:
-sum of map values, without the -10 HU rule; CT: the paper's sum of CT values where there is a map, with it. Least lesion: connected parts
-of the map that add up to less than 2400 HU x mm³ do not count; likely parts: of the others those whose mean probability by the
-classifier, weighted by the map, is .6. Sensitivity: of scans in which calcium can be seen; LAD, LCX, RCA: of the arteries in which it
-can, by anything within 3 mm of it; at .14 FP: with the least mass that leaves so many scans without calcium positive. Map within 3 mm:
+CAPTION = """Two scans of each of so many patients. Concordant: pairs with calcium from 130 HU in both scans, the same for every row;
+positive twice: by the row itself. In brackets: 95 % interval by bootstrap over the pairs (of all seeds together); after it, the published
+figure. Map: sum of map values, without the -10 HU rule; CT: the paper's sum of CT values where there is a map, with it. Least lesion:
+connected parts of the map that add up to less than 2400 HU x mm³ do not count; likely parts: of the others those whose mean probability
+by the classifier, weighted by the map, is .6. Sensitivity: of scans in which calcium can be seen; LAD, LCX, RCA: of the arteries in which
+it can, by anything within 3 mm of it; at .14 FP: with the least mass that leaves so many scans without calcium positive. Map within 3 mm:
 share of its sum at true coronary calcium. Removed: share of the true calcium. HU on free slices: mean of the map within the true heart.
 Kappa, same category: of both scans' risk categories by (adjusted) Agatston scores, scaled by one factor to the mean of the observer's."""
 
