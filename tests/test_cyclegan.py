@@ -133,7 +133,7 @@ def test_what_cannot_be_is_refused():
         build(config)
     config = config_of().copy_and_resolve_references().unlock()
     config.scoring.gate = "oracle"
-    with pytest.raises(ValueError, match="must be one of classifier, map, none"):
+    with pytest.raises(ValueError, match="must be one of classifier, parts, map, none"):
         build(config)
 
 

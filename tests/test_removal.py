@@ -40,7 +40,8 @@ def affine(spacing_mm):
 def run_of(**scoring):
     """A run whose heart is what is not fat, whose generator takes what is above blood, whose gate is a pixel of 300 HU."""
     config = cyclegan.get_config("test").copy_and_resolve_references().unlock()
-    config.scoring.update({"window": 40, "wide": 60, "check_heart": False, "floor_hu": None} | scoring)
+    gate = {"gate": "classifier", "least_probability": 0.5}
+    config.scoring.update({"window": 40, "wide": 60, "check_heart": False, "floor_hu": None} | gate | scoring)
     config.data.grid.spacing_mm = (1.5, 1.0, 1.0)
     heart_config = config.stages.slices.stages.heart
     heart_config.data.grid.spacing_mm = (3.0, 2.0, 2.0)
