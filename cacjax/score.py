@@ -11,7 +11,7 @@ show their progress.
 Without --workdir the networks that ship with the package detect and, unless --heart is given, find the heart and measure the threshold
 (--threshold-hu auto, unless one is given): trained on digital phantoms alone, research only, as every score that they give says.
 
-What the system itself does is set by --scoring.KEY=VALUE in place of its config's `scoring`, such as --scoring.fp_reduction=none;
+What the system itself does is set by --scoring.KEY=VALUE in place of its config's `scoring`, such as --scoring.least_probability=0;
 a KEY that it lacks is answered with those that it has.
 """
 

@@ -61,7 +61,8 @@ def detector(config, predict, halo=None) -> Detector:
         if scoring[key] not in options:
             raise ValueError(f"scoring.{key} must be one of {', '.join(options)}, got {scoring[key]!r}")
     if scoring.least_probability and scoring.fp_reduction in ("none", "lessmann"):
-        raise ValueError(f"scoring.least_probability needs fp_reduction paper or authors_code, got {scoring.fp_reduction!r}")
+        found = f"got {scoring.fp_reduction!r}; without it: scoring.least_probability=0"
+        raise ValueError(f"scoring.least_probability needs fp_reduction paper or authors_code, {found}")
     slab = () if scoring.view == "none" else view.slab_weights(network_mm[0])
 
     def plan(shape, spacing_mm, affine, heart, threshold_hu, aorta_hu) -> Plan:
