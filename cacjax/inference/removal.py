@@ -152,6 +152,8 @@ def detector(config, heart_config, parts: Parts) -> Detector:
         if scoring.least_lesion or scoring.gate == "parts":
             least = scoring.least_hu, scoring.least_lesion, scoring.least_probability
             found = _lesions(found, probability if scoring.gate == "parts" else None, arrays.voxel_mm3, least=least)
+        if scoring.gate == "parts":
+            kept &= (found > 0).any((1, 2))
         calcium = _clean(found, pictures, low=seen.low, high=seen.high, floor_hu=scoring.floor_hu)
         if scoring.gate == "map":
             kept &= calcium.sum((1, 2)) * float(np.prod(grid.spacing_mm[1:])) >= scoring.least_sum
